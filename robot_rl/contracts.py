@@ -1,0 +1,127 @@
+"""The contracts between stages, environments, policies and hardware: five methods or fewer each.
+
+Plug-ins implement them without importing anything else of the core; `robot-rl` finds them by Hydra's `_target_`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.types import ActionChunk, EnvSpec, Observation, StepResult
+
+
+@runtime_checkable
+class VectorEnv(Protocol):
+    """N environments that play action chunks; tensors on `device`.
+
+    `reset` takes the seeds of the episodes to play, as an iterable: the first N start now, and each env that ends an
+    episode takes the next seed. When the seeds run out, an env becomes idle (`episode_seeds` -1, `executed` 0). So a
+    list plays exactly its episodes whatever N is, and `itertools.count(s)` plays for ever.
+    """
+
+    spec: EnvSpec
+    num_envs: int
+    device: Any
+
+    @property
+    def episode_seeds(self) -> Int64[Array, " N"]:
+        """Seed of the episode each env is in; -1 when idle."""
+        ...
+
+    @property
+    def success_at_reset(self) -> Bool[Array, " N"]:
+        """Whether the episode each env is in was already solved at its first frame."""
+        ...
+
+    def reset(self, seeds: Iterable[int]) -> Observation:
+        """Start new episodes. Rows of idle envs repeat their last frame or are zero."""
+        ...
+
+    def step(self, chunk: ActionChunk) -> StepResult:
+        """Play the first `chunk.execute` actions of every env; an env that ends drops the rest and is reset."""
+        ...
+
+    def protocol(self) -> dict[str, Any]:
+        """JSON block for reports: task, modes, backend, reward, time limit, terminate_on_success, versions."""
+        ...
+
+    def close(self) -> None:
+        """Release the simulator."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Observation and noise in, physical actions out: a pure function but for per-env state cleared by `reset`.
+
+    Noise is an argument so that one rule (deploy/noise.py) gives the same actions in torch, ONNX and TensorRT.
+    """
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(draws, Tp, A) standard normal numbers wanted per env and decision; draws may be 0."""
+        ...
+
+    def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:
+        """Choose the next chunk."""
+        ...
+
+    def reset(self, mask: Bool[Array, " N"]) -> None:
+        """Forget the state of the envs in `mask` (warm starts, ensembles); a new episode begins there."""
+        ...
+
+
+class DenoisingPolicy(Policy, Protocol):
+    """A policy whose denoising steps RL can see."""
+
+    sampler: Any
+
+    def encode(self, observation: Observation) -> Float32[Array, "B C"]:
+        """Condition vector of the denoiser."""
+        ...
+
+    def reverse_step(
+        self, latent: Float32[Array, "B Tp A"], step: int, condition: Float32[Array, "B C"]
+    ) -> tuple[Float32[Array, "B Tp A"], float]:
+        """Mean and standard deviation of the next latent at denoising step `step` (0 = noisiest)."""
+        ...
+
+
+class Teacher(Protocol):
+    """Labels observations with actions (VLA, planner, scripted expert)."""
+
+    def label(self, observation: Observation) -> ActionChunk:
+        """What the teacher would do."""
+        ...
+
+
+class Robot(Protocol):
+    """A robot arm or its simulation. Readings carry times; `command` returns what was really sent."""
+
+    spec: EnvSpec
+
+    def connect(self) -> None:
+        """Open the connection and check joint names."""
+        ...
+
+    def read(self) -> Observation:
+        """Latest time-stamped readings."""
+        ...
+
+    def command(self, action: Float32[Array, " A"]) -> Float32[Array, " A"]:
+        """Send one action through the safety filter; returns what was sent."""
+        ...
+
+    def stop(self) -> None:
+        """Come to a controlled stop and hold."""
+        ...
+
+
+class TeleopDevice(Protocol):
+    """A person's input device."""
+
+    def read(self) -> tuple[Float32[Array, " A"], bool, frozenset[str]]:
+        """Action, whether the person is engaged, and the buttons held."""
+        ...

@@ -1,0 +1,1 @@
+"""What runs on the robot computer: numpy (and onnxruntime) only, no torch."""

@@ -1,0 +1,167 @@
+"""An exported policy on a robot computer: numpy and onnxruntime, no torch.
+
+The .onnx file holds everything: normaliser, clip and layout are in its graph, physical units go in and out, and its
+metadata holds the EnvSpec, joint names, horizon, executed steps and the noise rule.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robot_rl.arrays import Array, Bool, Float32
+from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.errors import DeployError
+from robot_rl.types import ActionChunk, EnvSpec, Observation
+
+FORMAT = "robot-rl policy 1"
+
+
+@dataclass(frozen=True)
+class OnnxPolicyConfig:
+    """Shape of what an exported policy does; from the file's metadata.
+
+    Attributes:
+        observation_keys: inputs of the graph.
+        history, horizon, execute: To, Tp, Ta.
+    """
+
+    observation_keys: tuple[str, ...]
+    history: int
+    horizon: int
+    execute: int
+
+
+class OnnxPolicy:
+    """A policy from one .onnx file.
+
+    Args:
+        path: the file.
+        provider: onnxruntime execution provider, e.g. "CPUExecutionProvider", "CUDAExecutionProvider".
+        allow_cpu: go on with the CPU when `provider` does not load (stated in `provider` afterwards).
+        threads: intra-op threads.
+
+    Raises:
+        DeployError: not an exported policy of ours, or the provider does not load.
+    """
+
+    device = None
+
+    def __init__(
+        self, path: str | Path, *, provider: str = "CPUExecutionProvider", allow_cpu: bool = False, threads: int = 1
+    ) -> None:
+        self.path = str(path)
+        self.session = _open_session(self.path, provider=provider, allow_cpu=allow_cpu, threads=threads)
+        self.provider: str = self.session.get_providers()[0]
+        self.threads = threads
+        meta = self.session.get_modelmeta().custom_metadata_map
+        if meta.get("format") != FORMAT:
+            raise DeployError(
+                self.path, expected=f"metadata format {FORMAT!r}", got=repr(meta.get("format")),
+                hint="Export the policy with `robot-rl export`; other ONNX files lack the spec and the noise rule.",
+            )  # fmt: skip
+        self.metadata: dict[str, Any] = {key: json.loads(value) for key, value in meta.items() if key != "format"}
+        self.spec = EnvSpec.from_json(self.metadata["spec"])
+        plain = self.metadata["config"]
+        self.config = OnnxPolicyConfig(**plain | {"observation_keys": tuple(plain["observation_keys"])})
+        self.sampling: str = self.metadata["sampling"]
+        self.noise_rule = NoiseRule(self.metadata["noise"]["rule"])
+        self.noise_seed = int(self.metadata["noise"]["seed"])
+        self.noise_shape: tuple[int, int, int] = tuple(self.metadata["noise"]["shape"])
+
+    def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:
+        """Run the graph once; numpy in and out.
+
+        Raises:
+            DeployError: when a key the graph wants is missing.
+        """
+        arrays = observation.arrays()
+        missing = [key for key in self.config.observation_keys if key not in arrays]
+        if missing:
+            raise DeployError(
+                f"{self.path}: observation", expected=f"keys {list(self.config.observation_keys)}", got=f"keys {sorted(arrays)}",
+                hint=f"Provide {missing}; check the obs_mode of the environment or the robot's sensors.",
+            )  # fmt: skip
+        feed = {key: np.ascontiguousarray(arrays[key]) for key in self.config.observation_keys}
+        (actions,) = self.session.run(["actions"], feed | {"noise": noise})
+        return ActionChunk(actions=actions, execute=self.config.execute)
+
+    def reset(self, mask: Bool[Array, " N"]) -> None:
+        """Nothing to forget: an exported policy keeps no state between decisions."""
+
+    def noise(self) -> NoiseSource:
+        """The noise source that the file states."""
+        return NoiseSource(rule=self.noise_rule, seed=self.noise_seed, shape=self.noise_shape)
+
+
+def _open_session(path: str, *, provider: str, allow_cpu: bool, threads: int) -> Any:
+    if not Path(path).is_file():
+        raise DeployError(
+            path, expected="an .onnx file", got="nothing there", hint="Run `robot-rl export policy=<run>` first."
+        )
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise DeployError(
+            path, expected="onnxruntime installed", got="no module onnxruntime",
+            hint="pip install 'robot-rl[export]' (or [export-gpu] on a GPU machine; not both).",
+        ) from error  # fmt: skip
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    available = onnxruntime.get_available_providers()
+    wanted = [provider] if provider in available else []
+    if not wanted and not allow_cpu:
+        raise _provider_missing(path, provider, f"only {available} in this onnxruntime")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=wanted or ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own undocumented classes for damaged files
+        raise DeployError(
+            path, expected="a model that onnxruntime can load", got=str(error).splitlines()[0],
+            hint="The file is damaged or from a newer exporter; export it again.",
+        ) from error  # fmt: skip
+    if session.get_providers()[0] != provider and not allow_cpu:
+        raise _provider_missing(path, provider, f"it failed to load; running would be on {session.get_providers()}")
+    return session
+
+
+def _provider_missing(path: str, provider: str, got: str) -> DeployError:
+    return DeployError(
+        f"{path}: provider",
+        expected=f"{provider}",
+        got=got,
+        hint="Install onnxruntime-gpu with matching CUDA (extra `export-gpu`), or set allow_cpu=true to accept the CPU.",
+    )
+
+
+def measure_latency(
+    policy: OnnxPolicy, observation: Observation, *, calls: int = 200, warmup_calls: int = 20
+) -> dict[str, Any]:
+    """Wall-clock latency of `act` at the batch size of `observation`, warm-up excluded, first call apart.
+
+    Returns p50, p95, p99, minimum and first call in milliseconds, with threads, provider, batch and load average.
+    """
+    batch = observation.proprio.shape[0]
+    noise = policy.noise().draw([0] * batch, [0] * batch)
+    seconds = []
+    for _ in range(warmup_calls + calls):
+        began = time.perf_counter()
+        policy.act(observation, noise)
+        seconds.append(time.perf_counter() - began)
+    measured = 1e3 * np.array(seconds[warmup_calls:])
+    return {
+        "batch": batch,
+        "calls": calls,
+        "warmup_calls": warmup_calls,
+        "threads": policy.threads,
+        "provider": policy.provider,
+        "first_ms": 1e3 * seconds[0],
+        "min_ms": float(measured.min()),
+        **{f"p{q}_ms": float(np.percentile(measured, q)) for q in (50, 95, 99)},
+        "load_average_1min": os.getloadavg()[0],
+    }

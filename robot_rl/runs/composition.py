@@ -1,0 +1,122 @@
+"""Composition of YAML files and command-line overrides by Hydra's Compose API, into plain data.
+
+What the keys mean is checked in config.py. Interpolation of another key (`${horizon}`) is allowed; resolvers that read
+the environment or compute are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from robot_rl.errors import ConfigError, closest
+
+CONFIG_MODULE = "robot_rl.configs"
+_RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
+
+
+def compose_config(overrides: Sequence[str], *, name: str, config_dir: Path | None = None) -> dict[str, Any]:
+    """What Hydra makes of the YAML files and the overrides, as plain data; only names of files and groups are checked.
+
+    Raises:
+        ConfigError: unknown file, group or choice, unreadable override, or a resolver (`${oc.env:...}`) in a value.
+    """
+    from hydra import compose
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with _hydra(config_dir) as search_path:
+            composed = compose(name, overrides=[*search_path, *_forced(overrides)])
+            _refuse_resolvers(OmegaConf.to_container(composed), where=name)
+            plain = OmegaConf.to_container(composed, resolve=True)
+    except MissingConfigException as error:
+        raise _missing_choice(error, name) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(
+            f"{name}: overrides {' '.join(overrides)!r}",
+            expected="key=value or group=choice",
+            got=str(error).split("\nSee https")[0].replace("\n", " "),
+            hint=f"Run `robot-rl {name} --help` for keys and groups; quote values with spaces or commas.",
+        ) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def group_choices(config_dir: Path | None = None) -> dict[str, list[str]]:
+    """Every config group and its choices, sorted."""
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra(config_dir) as search_path:
+        compose(overrides=search_path)  # reads the user's search path
+        loader = GlobalHydra.instance().config_loader()
+        groups = [group for group in loader.list_groups("") if group != "hydra"]
+        return {group: sorted(loader.get_group_options(group)) for group in sorted(groups)}
+
+
+@contextmanager
+def _hydra(config_dir: Path | None) -> Iterator[list[str]]:
+    """An initialised Hydra; yields the overrides that add our own folder behind the user's."""
+    from hydra import initialize_config_dir, initialize_config_module
+
+    if config_dir is None:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            yield []
+        return
+    if not config_dir.is_dir():
+        raise ConfigError(
+            str(config_dir), expected="a folder of YAML files", got="no folder", hint="Check --config-dir."
+        )
+    with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+        yield [f"hydra.searchpath=[pkg://{CONFIG_MODULE}]"]
+
+
+def _forced(overrides: Sequence[str]) -> list[str]:
+    """Turn `key=value` into `++key=value`: fields that no YAML names can be set too, and config.py knows the fields."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+
+    loader = GlobalHydra.instance().config_loader()
+    out = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, text = override.key_or_group, str(override.input_line)
+        plain = override.type is OverrideType.CHANGE and not key.startswith("hydra.")
+        out.append(f"++{text}" if plain and not loader.get_group_options(key) else text)
+    return out
+
+
+def _refuse_resolvers(node: Any, *, where: str) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _refuse_resolvers(value, where=f"{where}.{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            _refuse_resolvers(value, where=f"{where}[{index}]")
+    elif isinstance(node, str) and _RESOLVER.search(node):
+        raise ConfigError(
+            where,
+            expected="a plain value or ${another.key}",
+            got=node,
+            hint="Values come neither from environment variables nor from code: write the value itself.",
+        )
+
+
+def _missing_choice(error: Any, name: str) -> ConfigError:
+    missing, options = str(error.missing_cfg_file), error.options
+    if not options:
+        return ConfigError(
+            f"config {name!r}",
+            expected="a YAML file of that name",
+            got=f"none for {missing!r}",
+            hint="Use the name of a stage, or add your own folder with --config-dir.",
+        )
+    group, _, choice = missing.rpartition("/")
+    return ConfigError(
+        f"{name}: group {group!r}", expected="a known choice", got=repr(choice), hint=closest(choice, options)
+    )

@@ -1,0 +1,192 @@
+"""Evaluate a policy on a fixed list of seeds: success once, at end and at reset, with intervals and the protocol.
+
+Inputs: a run directory, a checkpoint, an exported .onnx file, or an expert; an environment.
+Outputs: episodes.jsonl (one line an episode) and summary.json in the run directory.
+Each seed is played exactly once, whatever `num_envs` is, and the noise of a decision depends only on (noise seed,
+episode seed, decision): the table is the same for 1 env and for 16, and for torch and ONNX up to their parity. A run
+that was killed continues with the seeds that are missing.
+
+Metrics (metrics.jsonl, step = episodes played):
+    eval/success_once        share of the episodes so far
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.errors import ConfigError, PolicyError
+from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
+from robot_rl.runs.config import build
+from robot_rl.runs.directory import RunDirectory
+from robot_rl.runs.metrics import MetricsWriter
+from robot_rl.runs.progress import Progress, interruptible
+from robot_rl.types import EnvSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Configuration of `robot-rl evaluate`.
+
+    Attributes:
+        policy: run directory, checkpoint directory or .onnx file; empty to evaluate the expert.
+        env: component: which environment.
+        expert: component: who acts when `policy` is empty.
+        num_episodes: how many seeds, from first_seed on.
+        first_seed: held-out seeds start here by default; demonstrations start at 0, training roll-outs at 50000.
+        num_envs: environments stepped side by side; does not change the result.
+        mode: sampling mode of a diffusion policy (eta0, eta1, mean), or null for the policy's own.
+        noise_rule: fixed or seeded, or null for the policy's own (an export states it; a checkpoint is seeded).
+        noise_seed: of the noise, or null for the policy's own (0 for a checkpoint).
+        provider: onnxruntime execution provider of an .onnx file.
+        allow_cpu: accept the CPU when `provider` does not load.
+        threads: of onnxruntime or torch.
+        seed, run_root, resume: as in every stage.
+    """
+
+    policy: str = ""
+    env: dict[str, Any] = field(default_factory=dict)
+    expert: dict[str, Any] = field(default_factory=dict)
+    num_episodes: int = 100
+    first_seed: int = 100_000
+    num_envs: int = 8
+    mode: str | None = None
+    noise_rule: NoiseRule | None = None
+    noise_seed: int | None = None
+    provider: str = "CPUExecutionProvider"
+    allow_cpu: bool = False
+    threads: int = 1
+    seed: int = 0
+    run_root: str = "runs"
+    resume: str | None = None
+
+
+CONFIG = EvaluateConfig
+
+
+def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
+    """Play the missing seeds and write the summary."""
+    if config.num_episodes < 1 or config.num_envs < 1:
+        raise ConfigError(
+            "evaluate", expected="num_episodes and num_envs of at least 1", got=f"{config.num_episodes} and {config.num_envs}",
+            hint="Set both to a positive number.",
+        )  # fmt: skip
+    began = time.monotonic()
+    policy = load_any_policy(config) if config.policy else None
+    history = 1 if policy is None else policy.config.history
+    env = build(config.env, num_envs=min(config.num_envs, config.num_episodes), history=history)
+    actor: Actor
+    if policy is None:
+        actor, described = build(config.expert, spec=env.spec), {"expert": config.expert}
+    else:
+        check_spec(policy.spec, env.spec, where=config.policy)
+        actor, described = _policy_actor(policy, config)
+    table = run.path / "episodes.jsonl"
+    records = read_records(table)
+    played = {record.seed for record in records}
+    wanted = range(config.first_seed, config.first_seed + config.num_episodes)
+    missing = [seed for seed in wanted if seed not in played]
+    with (
+        open(table, "a", encoding="utf-8") as file,
+        MetricsWriter(run.path / "metrics.jsonl") as metrics,
+        interruptible() as stop,
+        Progress("evaluate", total=config.num_episodes) as progress,
+    ):
+        progress.advance(len(records))
+
+        def on_episode(record: EpisodeRecord, _episode: object) -> None:
+            records.append(record)
+            file.write(json.dumps(record.to_json()) + "\n")
+            file.flush()
+            wins = sum(r.success_once for r in records)
+            metrics.write(len(records), {"eval/success_once": wins / len(records)})
+            progress.advance(1, f"{wins}/{len(records)} succeeded")
+            if stop.requested:
+                raise KeyboardInterrupt
+
+        rollout(env, actor, missing, on_episode=on_episode)
+    protocol = env.protocol() | {
+        "first_seed": config.first_seed,
+        "num_episodes": config.num_episodes,
+        "num_envs": env.num_envs,
+        "policy": described,
+    }
+    env.close()
+    summary = summarize(sorted(records, key=lambda record: record.seed))
+    summary |= {"protocol": protocol, "seconds": time.monotonic() - began}
+    run.write_json("summary.json", summary)
+    return summary
+
+
+def load_any_policy(config: EvaluateConfig) -> Any:
+    """A policy from an .onnx file, a run directory or a checkpoint. Raises PolicyError, RunError or DeployError."""
+    if config.policy.endswith(".onnx"):
+        from robot_rl.deploy.onnx_policy import OnnxPolicy
+
+        return OnnxPolicy(config.policy, provider=config.provider, allow_cpu=config.allow_cpu, threads=config.threads)
+    import torch
+
+    from robot_rl.runs.checkpoint import load_policy
+
+    torch.set_num_threads(config.threads)
+    policy, _spec, _checkpoint = load_policy(Path(config.policy))
+    policy.eval()
+    if config.mode is None:
+        return policy
+    if not hasattr(policy, "with_mode"):
+        raise PolicyError(
+            config.policy, expected="a diffusion policy for mode=" + config.mode, got=type(policy).__name__,
+            hint="Leave `mode` out for a one-step policy.",
+        )  # fmt: skip
+    return policy.with_mode(config.mode)
+
+
+def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[PolicyActor, dict[str, Any]]:
+    rule = config.noise_rule or getattr(policy, "noise_rule", NoiseRule.seeded)
+    seed = getattr(policy, "noise_seed", 0) if config.noise_seed is None else config.noise_seed
+    noise = NoiseSource(rule=rule, seed=seed, shape=policy.noise_shape)
+    described = {
+        "path": config.policy,
+        "class": type(policy).__name__,
+        "sampling": policy.sampling,
+        "noise_rule": rule.value,
+        "noise_seed": seed,
+        "horizon": policy.config.horizon,
+        "execute": policy.config.execute,
+        "history": policy.config.history,
+        "threads": config.threads,
+    }
+    return PolicyActor(policy, noise), described
+
+
+def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
+    """Refuse a policy on an environment whose actions or observations mean something else.
+
+    Raises:
+        PolicyError: naming the first difference.
+    """
+    pairs = [
+        ("action size", trained.action.size, given.action.size),
+        ("action semantics", trained.action_semantics, given.action_semantics),
+        ("control_hz", trained.control_hz, given.control_hz),
+        ("joint_names", trained.joint_names, given.joint_names),
+    ]
+    pairs += [
+        (f"observation {key!r}", spec.shape, given.observation[key].shape if key in given.observation else None)
+        for key, spec in trained.observation.items()
+    ]
+    for name, expected, got in pairs:
+        if expected != got:
+            raise PolicyError(
+                f"{where}: {name}",
+                expected=f"{expected} (what it was trained with)",
+                got=f"{got} (what {given.env_id} offers)",
+                hint="Use the environment configuration the policy was trained with.",
+            )

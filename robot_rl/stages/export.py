@@ -1,0 +1,228 @@
+"""Export a policy to one ONNX file and prove that it is the same policy.
+
+Normaliser, sampler, clip and layout are inside the graph; inputs are the observation keys in physical units and the
+noise, output is the action chunk in physical units. The metadata holds EnvSpec, joint names, To/Tp/Ta, the sampling
+mode and the noise rule, which `evaluate` and the control loop follow.
+
+Outputs in the run directory: export/policy.onnx, export/parity.json, export/latency.json.
+Parity: 100 random and 100 recorded observations at batch 1, 3 and 5; an error above `tolerance` fails the stage, and
+the file is kept as policy.onnx.rejected.
+
+Metrics (metrics.jsonl, step 0):
+    export/parity_max_error        largest |torch - ONNX| over all cases, action units
+    export/latency_p50_ms          of one decision at batch 1
+    export/latency_p99_ms          of one decision at batch 1
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robot_rl.data.store import EpisodeStore
+from robot_rl.data.windows import WindowSampler
+from robot_rl.deploy.noise import NoiseRule
+from robot_rl.deploy.onnx_policy import FORMAT, OnnxPolicy, measure_latency
+from robot_rl.errors import DeployError
+from robot_rl.runs.checkpoint import load_policy
+from robot_rl.runs.directory import RunDirectory
+from robot_rl.runs.metrics import MetricsWriter
+from robot_rl.runs.provenance import package_versions
+from robot_rl.types import Observation
+
+log = logging.getLogger(__name__)
+
+PARITY_BATCHES = (1, 3, 5)
+PARITY_CASES = 100
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Configuration of `robot-rl export`.
+
+    Attributes:
+        policy: run or checkpoint directory.
+        dataset: EpisodeStore with the recorded observations of the parity test.
+        mode: sampling mode of a diffusion policy, or null for its own (eta1 needs K+1 draws of noise as input).
+        noise_rule: fixed or seeded: how evaluate and the control loop draw the noise input.
+        noise_seed: of that noise.
+        tolerance: largest allowed difference to torch, action units.
+        provider: onnxruntime execution provider of parity and latency.
+        allow_cpu: accept the CPU when `provider` does not load.
+        threads: of onnxruntime.
+        latency_calls: measured calls, behind 20 warm-up calls.
+        seed, run_root, resume: as in every stage.
+    """
+
+    policy: str = ""
+    dataset: str = "datasets/demonstrations.zarr"
+    mode: str | None = None
+    noise_rule: NoiseRule = NoiseRule.seeded
+    noise_seed: int = 0
+    tolerance: float = 1e-4
+    provider: str = "CPUExecutionProvider"
+    allow_cpu: bool = False
+    threads: int = 1
+    latency_calls: int = 500
+    seed: int = 0
+    run_root: str = "runs"
+    resume: str | None = None
+
+
+CONFIG = ExportConfig
+
+
+def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
+    """Write the file, test it, measure it."""
+    began = time.monotonic()
+    policy, spec, saved = load_policy(Path(config.policy))
+    policy.eval().requires_grad_(False)
+    if config.mode is not None:
+        policy = policy.with_mode(config.mode)
+    with EpisodeStore.open(config.dataset, mode="r") as store:
+        recorded = recorded_observations(store, policy, seed=config.seed)
+    folder = run.path / "export"
+    folder.mkdir(exist_ok=True)
+    path, temporary = folder / "policy.onnx", folder / "policy.onnx.tmp"
+    write_onnx(policy, temporary, metadata=_metadata(config, policy, spec.to_json(), saved.documents))
+    exported = OnnxPolicy(temporary, provider=config.provider, allow_cpu=config.allow_cpu, threads=config.threads)
+    cases = {"random": random_observations(policy, recorded, seed=config.seed), "recorded": recorded}
+    parity = {name: parity_errors(policy, exported, case, seed=config.seed) for name, case in cases.items()}
+    worst = max(error for errors in parity.values() for error in errors.values())
+    run.write_json("export/parity.json", {"tolerance": config.tolerance, "max_error": worst, "cases": PARITY_CASES, **parity})
+    if not worst <= config.tolerance:
+        rejected = path.with_suffix(".onnx.rejected")
+        os.replace(temporary, rejected)
+        raise DeployError(
+            str(rejected), expected=f"the same actions as torch within {config.tolerance}", got=f"a difference of {worst}",
+            hint="See export/parity.json; do not deploy this file.",
+        )  # fmt: skip
+    os.replace(temporary, path)
+    latency = measure_latency(exported, _rows(recorded, slice(0, 1)), calls=config.latency_calls)
+    run.write_json("export/latency.json", latency)
+    with MetricsWriter(run.path / "metrics.jsonl") as metrics:
+        latencies = {f"export/latency_{q}_ms": latency[f"{q}_ms"] for q in ("p50", "p99")}
+        metrics.write(0, {"export/parity_max_error": worst} | latencies)
+    log.info("parity %.2g, latency p50 %.2f ms p99 %.2f ms", worst, latency["p50_ms"], latency["p99_ms"])
+    summary = {"onnx": str(path), "bytes": path.stat().st_size, "parity_max_error": worst, "latency": latency}
+    summary |= {"seconds": time.monotonic() - began}
+    run.write_json("summary.json", summary)
+    return summary
+
+
+class PolicyGraph(torch.nn.Module):
+    """A policy as a pure function of named tensors, the form that is exported."""
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.policy = policy
+        self.keys = tuple(policy.config.observation_keys)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Observation tensors in the order of `keys`, then noise; returns actions (N, Tp, A), physical units."""
+        arrays = dict(zip(self.keys, inputs[:-1], strict=True))
+        return self.policy.forward(arrays, inputs[-1])  # type: ignore[no-any-return]
+
+
+def write_onnx(policy: Any, path: Path, *, metadata: dict[str, str]) -> None:
+    """Trace the policy to one ONNX file with a dynamic batch, and put `metadata` (JSON texts) into it."""
+    import onnx
+
+    graph = PolicyGraph(policy).eval()
+    # A batch of 2: torch.export makes a batch of 1 static (pytorch #133653).
+    inputs = [
+        torch.zeros(2, policy.config.history, *policy.spec.observation[key].shape, dtype=_dtype(policy, key)) for key in graph.keys
+    ]
+    inputs.append(torch.zeros(2, *policy.noise_shape))
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    # `verbose=False`: the exporter prints its progress with emoji otherwise.
+    program = torch.onnx.export(
+        graph, tuple(inputs), input_names=[*graph.keys, "noise"], output_names=["actions"],
+        dynamic_shapes=(tuple({0: batch} for _ in inputs),), dynamo=True, optimize=True, verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    for key, text in ({"format": FORMAT} | metadata).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, text
+    onnx.checker.check_model(model)
+    onnx.save_model(model, str(path))
+
+
+def _dtype(policy: Any, key: str) -> torch.dtype:
+    return torch.uint8 if policy.spec.observation[key].dtype == "uint8" else torch.float32
+
+
+def _metadata(config: ExportConfig, policy: Any, spec: dict[str, Any], documents: dict[str, Any]) -> dict[str, str]:
+    plain = {
+        "spec": spec,
+        "joint_names": list(policy.spec.joint_names),
+        "config": {
+            "observation_keys": list(policy.config.observation_keys),
+            "history": policy.config.history,
+            "horizon": policy.config.horizon,
+            "execute": policy.config.execute,
+        },
+        "policy": documents["policy"],
+        "sampling": policy.sampling,
+        "noise": {"rule": config.noise_rule.value, "seed": config.noise_seed, "shape": list(policy.noise_shape)},
+        "checkpoint": config.policy,
+        "versions": package_versions(),
+    }
+    return {key: json.dumps(value) for key, value in plain.items()}
+
+
+def recorded_observations(store: EpisodeStore, policy: Any, *, seed: int) -> Observation:
+    """PARITY_CASES observations of the dataset, drawn at random."""
+    keys = tuple(dict.fromkeys(("proprio", *policy.config.observation_keys)))
+    sampler = WindowSampler(
+        store, history=policy.config.history, horizon=policy.config.horizon, execute=policy.config.execute, keys=keys,
+        episodes=np.arange(len(store)), device=torch.device("cpu"),
+    )  # fmt: skip
+    return sampler.sample(PARITY_CASES, torch.Generator().manual_seed(seed)).observation
+
+
+def random_observations(policy: Any, recorded: Observation, *, seed: int) -> Observation:
+    """As many random observations: each element drawn wider than it was recorded, so that the clips act too."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def scatter(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.uint8:
+            return torch.randint(0, 256, x.shape, generator=generator, dtype=torch.uint8)
+        if x.dtype != torch.float32:
+            return x
+        spread = x.std(dim=0, keepdim=True) + 0.1
+        return x.mean(dim=0, keepdim=True) + 3 * spread * torch.randn(x.shape, generator=generator)
+
+    return recorded.map(scatter)
+
+
+def parity_errors(policy: Any, exported: OnnxPolicy, observation: Observation, *, seed: int) -> dict[str, float]:
+    """Largest |torch - ONNX| of all cases at each batch size; NaN counts as infinite."""
+    generator = torch.Generator().manual_seed(seed)
+    count = observation.proprio.shape[0]
+    noise = torch.randn((count, *policy.noise_shape), generator=generator)
+    errors = {}
+    for batch in PARITY_BATCHES:
+        worst = 0.0
+        for begin in range(0, count, batch):
+            part, its_noise = _rows(observation, slice(begin, begin + batch)), noise[begin : begin + batch]
+            with torch.inference_mode():
+                expected = policy.act(part, its_noise).actions
+            got = exported.act(part.map(lambda x: x.numpy()), its_noise.numpy()).actions
+            difference = float((expected - torch.from_numpy(got)).abs().max())
+            worst = max(worst, difference if np.isfinite(difference) else float("inf"))
+        errors[f"batch_{batch}"] = worst
+    return errors
+
+
+def _rows(observation: Observation, rows: slice) -> Observation:
+    return observation.map(lambda x: x[rows])

@@ -1,0 +1,191 @@
+"""Imitate: fit a diffusion policy to demonstrations (Chi et al. 2023, arXiv 2303.04137; RL-100, section 1.2).
+
+Inputs: an EpisodeStore. Output: checkpoints of a DiffusionPolicy; `policy` in them is the EMA.
+The data lies in memory on the training device and windows are gathered there. Episodes are split into training and
+validation as a whole. The last checkpoint is the result: none is picked by a lucky roll-out.
+
+Metrics (metrics.jsonl, step = gradient steps):
+    imitate/train_loss                 denoising mean squared error of the batch, normalised actions
+    imitate/denoise_mse                the same, as the policy names it
+    imitate/lr                         learning rate of the step
+    imitate/grad_norm                  before clipping
+    imitate/rate_hz                    gradient steps per second since start
+    imitate/val_loss                   the EMA's denoising error on validation episodes, fixed noise
+    imitate/train_replay_rmse          open loop: sampled against recorded actions, training episodes, action units
+    imitate/val_replay_rmse            the same on validation episodes
+    imitate/success_once               periodic roll-outs of the EMA, development seeds
+    imitate/success_once_low           lower end of its Wilson 95 % interval
+    imitate/success_once_high          upper end
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from robot_rl.data.normalizer import Normalizer, NormalizerMode
+from robot_rl.data.store import EpisodeStore
+from robot_rl.data.windows import WindowSampler, split_by_episode
+from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.errors import DataError
+from robot_rl.rollout import PolicyActor, rollout, summarize
+from robot_rl.runs.config import build, validate_component
+from robot_rl.runs.directory import RunDirectory
+from robot_rl.runs.training import TrainConfig, pick_device, train
+from robot_rl.stages.evaluate import check_spec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImitateConfig:
+    """Configuration of `robot-rl imitate`.
+
+    Attributes:
+        dataset: the EpisodeStore.
+        policy: component: which policy.
+        env: component for the periodic roll-outs; may be empty when rollout_episodes is 0.
+        train: the optimiser and its loop.
+        only_success: leave out the episodes that did not succeed.
+        validation_fraction: share of the episodes that is never trained on.
+        rollout_episodes: episodes of each periodic roll-out (at every checkpoint); 0 for none.
+        rollout_first_seed: development seeds; never those of the final evaluation.
+        num_envs: of the roll-outs.
+        seed, run_root, resume: as in every stage.
+    """
+
+    dataset: str = "datasets/demonstrations.zarr"
+    policy: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    only_success: bool = True
+    validation_fraction: float = 0.1
+    rollout_episodes: int = 0
+    rollout_first_seed: int = 50_000
+    num_envs: int = 8
+    seed: int = 0
+    run_root: str = "runs"
+    resume: str | None = None
+
+
+CONFIG = ImitateConfig
+
+
+def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
+    """Train and return the last metrics."""
+    began = time.monotonic()
+    device = pick_device(config.train.device)
+    _target, policy_config = validate_component(config.policy, where="policy")
+    with EpisodeStore.open(config.dataset, mode="r") as store:
+        spec, content = store.spec, store.content_hash()
+        episodes = _usable_episodes(store, config)
+        first, second = split_by_episode(len(episodes), config.validation_fraction, config.seed)
+        sampling = {
+            "history": policy_config.history,
+            "horizon": policy_config.horizon,
+            "execute": policy_config.execute,
+            "keys": tuple(dict.fromkeys(("proprio", *policy_config.observation_keys))),
+            "device": device,
+        }
+        training = WindowSampler(store, episodes=episodes[first], **sampling)
+        validation = WindowSampler(store, episodes=episodes[second], **sampling) if len(second) else None
+        normalizer = fit_normalizer(store, episodes[first], keys=tuple(policy_config.observation_keys))
+    env = None
+    if config.rollout_episodes:
+        env = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=policy_config.history)
+        check_spec(spec, env.spec, where=config.dataset)
+    torch.manual_seed(config.seed)
+    policy = build(config.policy, spec=spec, normalizer=normalizer).to(device)
+    size = sum(p.numel() for p in policy.parameters())
+    log.info("%d training windows of %d episodes, %d parameters", training.num_windows, len(first), size)
+    last: dict[str, float] = {}
+
+    def batch_loss(module: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        return module.loss(training.sample(config.train.batch_size, generator), generator)  # type: ignore[no-any-return, operator]
+
+    def on_checkpoint(average: nn.Module, step: int) -> dict[str, float]:
+        values = {"train_replay_rmse": replay_rmse(average, training, seed=config.seed)}
+        if validation is not None:
+            values["val_replay_rmse"] = replay_rmse(average, validation, seed=config.seed)
+            values["val_loss"] = _validation_loss(average, validation, seed=config.seed)
+        if env is not None:
+            seeds = range(config.rollout_first_seed, config.rollout_first_seed + config.rollout_episodes)
+            noise = NoiseSource(rule=NoiseRule.seeded, seed=0, shape=average.noise_shape)  # type: ignore[arg-type]
+            actor = PolicyActor(average, noise)  # type: ignore[arg-type]
+            success = summarize(rollout(env, actor, seeds))["success_once"]
+            values |= {"success_once": success["rate"], "success_once_low": success["low"]}
+            values |= {"success_once_high": success["high"]}
+        last.clear()
+        last.update({f"imitate/{name}": value for name, value in values.items()})
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        return dict(last)
+
+    documents = {
+        "policy": {"_target_": config.policy["_target_"], "config": policy_config.to_json()},
+        "spec": spec.to_json(),
+        "normalizer": normalizer.to_json(),
+        "data": {"dataset": config.dataset, "content_hash": content, "training_episodes": episodes[first].tolist()},
+    }
+    average = train(
+        policy, batch_loss, config=config.train, run=run, prefix="imitate", documents=documents, seed=config.seed,
+        on_checkpoint=on_checkpoint,
+    )  # fmt: skip
+    if not last:
+        on_checkpoint(average, config.train.num_steps)
+    if env is not None:
+        env.close()
+    summary = {"metrics": dict(last), "parameters": size, "seconds": time.monotonic() - began, "dataset_hash": content}
+    summary |= {"training_windows": training.num_windows, "near_constant": normalizer.near_constant()}
+    run.write_json("summary.json", summary)
+    return summary
+
+
+def _usable_episodes(store: EpisodeStore, config: ImitateConfig) -> np.ndarray:
+    success = np.asarray(store.success)
+    episodes = np.flatnonzero(success) if config.only_success else np.arange(len(store))
+    dropped = len(store) - len(episodes)
+    if dropped:
+        log.info("%d of %d episodes did not succeed and are left out (only_success=true)", dropped, len(store))
+    if not len(episodes):
+        raise DataError(
+            config.dataset, expected="at least one usable episode", got=f"{len(store)} episodes, {dropped} left out",
+            hint="Collect more demonstrations, or set only_success=false.",
+        )  # fmt: skip
+    return episodes
+
+
+def fit_normalizer(store: EpisodeStore, episodes: np.ndarray, *, keys: tuple[str, ...]) -> Normalizer:
+    """Statistics of the training episodes: observations standardised, actions to [-1, 1]. Images need none."""
+    low_dim = [key for key in keys if not key.startswith("image/")]
+    arrays = store.load([*low_dim, "action"])
+    ends = np.cumsum(store.lengths)
+    rows = np.concatenate([np.arange(ends[i] - store.lengths[i], ends[i]) for i in episodes])
+    data = {key: torch.from_numpy(arrays[key][rows]) for key in arrays}
+    modes = dict.fromkeys(low_dim, NormalizerMode.standard) | {"action": NormalizerMode.range}
+    return Normalizer.fit(data, modes)
+
+
+@torch.no_grad()
+def _validation_loss(policy: nn.Module, windows: WindowSampler, *, seed: int) -> float:
+    """Denoising error of 1,024 validation windows with the same noise each time."""
+    generator = torch.Generator(device=windows.device).manual_seed(seed)
+    value, _parts = policy.loss(windows.sample(1024, generator), generator)  # type: ignore[operator]
+    return float(value)
+
+
+@torch.inference_mode()
+def replay_rmse(policy: nn.Module, windows: WindowSampler, *, seed: int) -> float:
+    """Open-loop replay: sampled actions against the recorded ones on 512 windows, the executed part, action units."""
+    generator = torch.Generator(device=windows.device).manual_seed(seed)
+    window = windows.sample(512, generator)
+    noise = torch.randn((512, *policy.noise_shape), generator=generator, device=windows.device)  # type: ignore[misc]
+    chunk = policy.act(window.observation, noise)  # type: ignore[operator]
+    valid = window.valid[:, : chunk.execute]
+    error = (chunk.actions - window.actions)[:, : chunk.execute][valid]
+    return float(error.square().mean().sqrt())
