@@ -61,15 +61,9 @@ TASKS: Mapping[str, Task] = {
         pick,
         True,
     ),
-    "PushCube-v1": Task(
-        35, {"tcp": slice(18, 21), "goal": slice(25, 28), "cube": slice(28, 31)}, 0.0, shove, False
-    ),
-    "PullCube-v1": Task(
-        35, {"tcp": slice(18, 21), "goal": slice(25, 28), "cube": slice(28, 31)}, 0.0, shove, False
-    ),
-    "StackCube-v1": Task(
-        48, {"tcp": slice(18, 21), "cube": slice(25, 28), "goal": slice(32, 35)}, 0.04, stack, True
-    ),
+    "PushCube-v1": Task(35, {"tcp": slice(18, 21), "goal": slice(25, 28), "cube": slice(28, 31)}, 0.0, shove, False),
+    "PullCube-v1": Task(35, {"tcp": slice(18, 21), "goal": slice(25, 28), "cube": slice(28, 31)}, 0.0, shove, False),
+    "StackCube-v1": Task(48, {"tcp": slice(18, 21), "cube": slice(25, 28), "goal": slice(32, 35)}, 0.04, stack, True),
 }
 FINGERS = slice(7, 9)
 

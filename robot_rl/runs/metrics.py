@@ -70,7 +70,9 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -87,7 +89,9 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     try:
         raw = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
-        raise RunError(str(path), expected="a metrics file", got=str(error), hint="Give a run's metrics.jsonl.") from error
+        raise RunError(
+            str(path), expected="a metrics file", got=str(error), hint="Give a run's metrics.jsonl."
+        ) from error
     out = []
     for number, line in enumerate(raw, start=1):
         try:

@@ -25,8 +25,7 @@ class Progress:
                 ...
         progress.shares   # {"data": 1.2}, seconds
 
-    Time is counted from entry, and the rate leaves out what `advance` reported before the first second (a resumed
-    run's old steps).
+    The rate counts from the first `advance` on, so a resumed run reports its old steps there.
     """
 
     def __init__(
@@ -50,19 +49,21 @@ class Progress:
         self.name, self.total, self.done, self.shares = name, total, 0, dict[str, float]()
         self._interval_s, self._clock, self._use_bar = interval_s, clock, use_bar
         self._text = ""
+        self._first: tuple[float, int] | None = None
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> Progress:
         self._began = self._last_line = self._clock()
-        self._done_before = 0
         if console().is_terminal if self._use_bar is None else self._use_bar:
             self._bar = _bar()
             self._bar.start()
             self._task = self._bar.add_task(self.name, total=self.total, text="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         log.info("%s", self.line())
@@ -70,9 +71,8 @@ class Progress:
     def advance(self, steps: int = 1, text: str | None = None) -> None:
         """Count `steps` more; `text` is shown behind the bar until the next one."""
         now = self._clock()
-        if self.done == self._done_before and now - self._began < 1.0 and steps > 1:
-            self._done_before += steps
         self.done += steps
+        self._first = self._first or (now, self.done)
         self._text = self._text if text is None else text
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, text=f"{self._rate(now):.3g}/s {self._text}")
@@ -99,7 +99,8 @@ class Progress:
         return f"{self.name} {self.done}/{self.total}, {_duration(elapsed)}, {rate:.3g}/s{left}{text}{shares}"
 
     def _rate(self, now: float) -> float:
-        return (self.done - self._done_before) / max(now - self._began, 1e-9)
+        began, done = self._first or (now, self.done)
+        return (self.done - done) / max(now - began, 1e-9)
 
 
 @dataclass

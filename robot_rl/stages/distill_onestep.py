@@ -35,7 +35,7 @@ from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import PolicyError
 from robot_rl.rollout import EpisodeRecord, PolicyActor, rollout
 from robot_rl.runs.checkpoint import load_policy
-from robot_rl.runs.config import build, component_class
+from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.progress import Progress
 from robot_rl.runs.training import TrainConfig, pick_device, train
@@ -51,7 +51,6 @@ class DistillConfig:
 
     Attributes:
         teacher: run or checkpoint directory of a DiffusionPolicy.
-        student: dotted path of the student's class; it is made by its `from_teacher`.
         dataset: the EpisodeStore whose observations are used.
         env: component for the teacher's roll-outs; may be empty when rollout_episodes is 0.
         num_steps: of the student, 1 to 4.
@@ -64,7 +63,6 @@ class DistillConfig:
     """
 
     teacher: str = ""
-    student: str = "robot_rl.policies.onestep.OneStepPolicy"
     dataset: str = "datasets/demonstrations.zarr"
     env: dict[str, Any] = field(default_factory=dict)
     num_steps: int = 1
@@ -89,9 +87,8 @@ def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
     teacher.eval().requires_grad_(False)
     if config.mode is not None:
         teacher = teacher.with_mode(config.mode)
-    student_class = component_class(config.student, where="student")
     torch.manual_seed(config.seed)
-    student = student_class.from_teacher(teacher, config.num_steps).to(device)
+    student = teacher.one_step_student(config.num_steps).to(device)
     sources, env_steps = _state_sources(config, teacher, run, device)
     share = config.train.batch_size // len(sources)
 
@@ -120,7 +117,7 @@ def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
 
     last: dict[str, float] = {}
     documents = {
-        "policy": {"_target_": config.student, "config": student.config.to_json()},
+        "policy": {"_target_": f"{type(student).__module__}.{type(student).__qualname__}", "config": student.config.to_json()},
         "spec": spec.to_json(),
         "normalizer": saved.documents["normalizer"],
         "teacher": {"path": str(saved.path), "mode": teacher.sampling, "data": saved.documents.get("data")},

@@ -113,7 +113,8 @@ class _Chain:
 
     def __init__(self, config: PipelineConfig, run: RunDirectory) -> None:
         self.config, self.run = config, run
-        self.children: dict[str, dict[str, Any]] = run.read_json("pipeline.json", default={})
+        begun = (run.path / "pipeline.json").exists()
+        self.children: dict[str, dict[str, Any]] = run.read_json("pipeline.json") if begun else {}
         self.entries: list[dict[str, Any]] = []
 
     def stage(self, name: str, function: Callable[..., dict[str, Any]], config: Any) -> dict[str, Any]:
@@ -129,7 +130,7 @@ class _Chain:
                 task=self.config.task,
                 seed=self.config.seed,
                 config_yaml=config_to_yaml(config),
-                command=f"stage {name} of {self.run.path}",
+                command=["robot-rl", name, f"(of {self.run.path})"],
             )
         else:
             child = RunDirectory.open(known["run"])

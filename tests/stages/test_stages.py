@@ -1,0 +1,172 @@
+"""The stages through the command line, on the point task: what people type, with the real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+POINT = ["env=point_reach"]
+TRAIN = ["train.batch_size=32", "train.threads=1", "train.warmup_steps=5", "train.log_every_steps=10"]
+
+
+def robot_rl(*words: str, cwd: Path, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Run `robot-rl` as a user would and compare its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "robot_rl.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    if check is not None:
+        assert done.returncode == check, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 30 demonstrations of the point task."""
+    folder = tmp_path_factory.mktemp("work")
+    robot_rl("collect", *POINT, "expert=point_reach", "num_episodes=30", "dataset=demos.zarr", cwd=folder)
+    return folder
+
+
+def only_run(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(f"runs/*{pattern}*")
+    return found
+
+
+def test_collect_does_not_depend_on_num_envs_and_continues(place: Path, tmp_path: Path) -> None:
+    words = ["collect", *POINT, "expert=point_reach", "dataset=demos.zarr"]
+    robot_rl(*words, "num_episodes=11", "num_envs=3", cwd=tmp_path)
+    robot_rl(*words, "num_episodes=30", "num_envs=1", cwd=tmp_path)
+    from robot_rl.data.store import EpisodeStore
+
+    with EpisodeStore.open(str(tmp_path / "demos.zarr"), mode="r") as here, EpisodeStore.open(
+        str(place / "demos.zarr"), mode="r"
+    ) as there:
+        assert here.content_hash() == there.content_hash()
+        assert here.seeds.tolist() == list(range(30))
+        assert here.success.all()
+
+
+def test_imitate_survives_sigkill_bit_equal(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "demos.zarr", tmp_path / "demos.zarr")
+    words = ["imitate", *POINT, "dataset=demos.zarr", "policy.hidden_width=32", *TRAIN]
+    words += ["train.num_steps=120", "train.checkpoint_every_steps=20", "rollout_episodes=2", "num_envs=2"]
+    robot_rl(*words, "run_root=runs/whole", cwd=tmp_path)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "robot_rl.cli", *words, "run_root=runs/killed"], cwd=tmp_path, stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/killed/*/checkpoints/step_000040")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None, "finished before it could be killed"
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    (killed,) = (tmp_path / "runs/killed").iterdir()
+    assert not (killed / "checkpoints/step_000120").exists()
+    robot_rl("imitate", f"resume={killed}", cwd=tmp_path)
+    (whole,) = (tmp_path / "runs/whole").iterdir()
+    for name in ("policy", "raw", "optimizer", "random"):
+        first = load_file(whole / f"checkpoints/step_000120/{name}.safetensors")
+        second = load_file(killed / f"checkpoints/step_000120/{name}.safetensors")
+        assert first.keys() == second.keys()
+        for key in first:
+            assert np.array_equal(first[key], second[key]), f"{name} {key} differs after the resume"
+    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_the_chain_learns_and_every_form_of_the_policy_agrees(place: Path) -> None:
+    """Imitate, distil, export, evaluate: high success, and the same table for torch and ONNX, 1 env and 5."""
+    robot_rl(
+        "imitate", *POINT, "dataset=demos.zarr", "policy.hidden_width=128", *TRAIN, "train.batch_size=128",
+        "train.num_steps=1500", "train.checkpoint_every_steps=1500", cwd=place,
+    )  # fmt: skip
+    teacher = only_run(place, "_imitate_")
+    robot_rl(
+        "distill_onestep", *POINT, "dataset=demos.zarr", f"teacher={teacher}", *TRAIN, "train.num_steps=800",
+        "train.checkpoint_every_steps=800", "train.batch_size=128", "rollout_episodes=5", cwd=place,
+    )  # fmt: skip
+    student = only_run(place, "_distill_onestep_")
+    robot_rl("export", f"policy={student}", "dataset=demos.zarr", "latency_calls=20", cwd=place)
+    onnx = only_run(place, "_export_") / "export/policy.onnx"
+    tables = {}
+    for name, policy, num_envs in (("torch", student, 5), ("onnx", onnx, 5), ("onnx_1", onnx, 1), ("teacher", teacher, 5)):
+        robot_rl(
+            "evaluate", *POINT, f"policy={policy}", "num_episodes=20", f"num_envs={num_envs}", f"run_root=runs_{name}",
+            cwd=place,
+        )  # fmt: skip
+        (run,) = (place / f"runs_{name}").iterdir()
+        tables[name] = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+        summary = json.loads((run / "summary.json").read_text())
+        assert [row["seed"] for row in tables[name]] == list(range(100_000, 100_020))
+        assert summary["success_once"]["k"] >= 18, f"{name}: {summary['success_once']}"
+    for first, second in zip(tables["onnx"], tables["onnx_1"], strict=True):
+        assert first == second
+    for first, second in zip(tables["torch"], tables["onnx"], strict=True):
+        assert first["length"] == second["length"]
+        assert first["action_change_rms"] == pytest.approx(second["action_change_rms"], abs=1e-4)
+
+
+def test_untrained_weights_fail(place: Path) -> None:
+    """Control: the same way without training does not reach the goal."""
+    words = ["imitate", *POINT, "dataset=demos.zarr", *TRAIN, "train.num_steps=1", "run_root=runs_untrained"]
+    robot_rl(*words, cwd=place)
+    (run,) = (place / "runs_untrained").iterdir()
+    robot_rl("evaluate", *POINT, f"policy={run}", "num_episodes=20", "run_root=runs_control", cwd=place)
+    (control,) = (place / "runs_control").iterdir()
+    assert json.loads((control / "summary.json").read_text())["success_once"]["k"] <= 4
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "parts"),
+    [
+        (["imitate", "train.num_stepz=5"], 2, ["num_stepz", "num_steps"]),
+        (["imitate", "policy.prediction=epsilom"], 2, ["epsilom", "epsilon"]),
+        (["imitate", "env=pick_cub"], 2, ["pick_cub", "pick_cube"]),
+        (["evaluate", "env.task=PickCub-v1"], 1, ["PickCub-v1", "PickCube-v1"]),
+        (["imitate", "dataset=nowhere.zarr"], 1, ["nowhere.zarr", "collect"]),
+        (["imitate", *POINT, "dataset=demos.zarr", "train.device=cuda:7"], 2, ["cuda:7", "cpu"]),
+        (["evaluate", *POINT, "policy=nothing.onnx"], 1, ["nothing.onnx", "export"]),
+        (["evaluate", *POINT, "policy=runs/none"], 1, ["runs/none"]),
+        (["collec"], 2, ["collect"]),
+        (["collect", *POINT, "expert=point_reach", "num_episodes=0"], 2, ["num_episodes"]),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_clear_error(place: Path, words: list[str], code: int, parts: list[str]) -> None:
+    done = robot_rl(*words, cwd=place, check=code)
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_dataset_of_another_action_size_is_refused(place: Path, tmp_path: Path) -> None:
+    """Two numbers an action in the data, four in the environment."""
+    shutil.copytree(place / "demos.zarr", tmp_path / "demos.zarr")
+    done = robot_rl(
+        "imitate", "env=pick_cube", "dataset=demos.zarr", "policy.observation_keys=[state]", *TRAIN, "rollout_episodes=2",
+        cwd=tmp_path, check=1,
+    )  # fmt: skip
+    assert "action size" in done.stderr
+    assert "2" in done.stderr
+    assert "4" in done.stderr
+
+
+def test_truncated_dataset_is_named(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "demos.zarr", tmp_path / "demos.zarr")
+    chunk = sorted(p for p in (tmp_path / "demos.zarr/data/action").iterdir() if not p.name.startswith("."))[0]
+    chunk.write_bytes(chunk.read_bytes()[: chunk.stat().st_size // 2])
+    done = robot_rl("imitate", *POINT, "dataset=demos.zarr", *TRAIN, "train.num_steps=5", cwd=tmp_path, check=1)
+    assert "action" in done.stderr
+    assert "Traceback" not in done.stderr
