@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robot_rl.arrays import Array, Float64
+from robot_rl.arrays import Array, Bool, Float64
 from robot_rl.errors import ConfigError
 
 # A person who closes too early does so with the fingertips above the cube, so that they meet with nothing between.
 EARLY_CLOSE_HEIGHT_M = (0.045, 0.07)
 # A drop happens on the way, this far before the goal.
 DROP_DISTANCE_M = (0.04, 0.12)
+# How long such a slip lasts, in control steps: the fingers need one or two to move.
+EARLY_CLOSE_STEPS = 4
+DROP_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,54 @@ class EpisodeFlaws:
         drop, drop_distance = rng.random(), rng.uniform(*DROP_DISTANCE_M)
         self.early_height[row] = early_height if early < config.early_close_probability else -np.inf
         self.drop_distance[row] = drop_distance if drop < config.drop_probability else -np.inf
+
+
+class Slips:
+    """The two mistakes that happen once an episode, for N envs: fingers shut above the cube, cube dropped on the way.
+
+    Args:
+        flaws: of the same N envs, kept by reference.
+    """
+
+    def __init__(self, flaws: EpisodeFlaws) -> None:
+        num_envs = len(flaws.speed)
+        self._flaws = flaws
+        self._early_due = np.zeros(num_envs, dtype=bool)
+        self._drop_due = np.zeros(num_envs, dtype=bool)
+        self._early_left = np.zeros(num_envs, dtype=np.int64)
+        self._drop_left = np.zeros(num_envs, dtype=np.int64)
+
+    def begin(self, row: int) -> None:
+        """A new episode begins in env `row`; its flaws are drawn already."""
+        self._early_due[row] = self._flaws.early_height[row] > 0
+        self._drop_due[row] = self._flaws.drop_distance[row] > 0
+        self._early_left[row] = self._drop_left[row] = 0
+
+    def step(
+        self,
+        *,
+        above: Float64[Array, "N 3"],
+        to_goal: Float64[Array, "N 3"],
+        holding: Bool[Array, " N"],
+    ) -> tuple[Bool[Array, " N"], Bool[Array, " N"]]:
+        """Advance by one step.
+
+        Args:
+            above: m, from the cube to the tool.
+            to_goal: m, from the cube to its goal.
+            holding: whether the cube is carried.
+
+        Returns:
+            bool (N,) where the fingers wrongly shut, and bool (N,) where they wrongly open.
+        """
+        aside = np.sqrt((above[:, :2] ** 2).sum(axis=1))
+        early = self._early_due & (aside < 0.03) & (above[:, 2] < self._flaws.early_height)
+        drop = self._drop_due & holding & (np.sqrt((to_goal**2).sum(axis=1)) < self._flaws.drop_distance)
+        self._early_due &= ~early
+        self._drop_due &= ~drop
+        self._early_left = np.where(early, EARLY_CLOSE_STEPS, np.maximum(self._early_left - 1, 0))
+        self._drop_left = np.where(drop, DROP_STEPS, np.maximum(self._drop_left - 1, 0))
+        return self._early_left > 0, self._drop_left > 0
 
 
 def noise_stream(config: ExpertConfig, episode_seed: int) -> np.random.Generator:

@@ -16,10 +16,14 @@ from robot_rl.arrays import Array, Bool, Float64
 from .expert_flaws import EpisodeFlaws
 
 CUBE_HALF_M = 0.02
-FINGER_OPEN_M = 0.04
+# Height over the cube at which the open fingers, or the shut ones that go round it, touch nothing.
 HOVER_M = 0.06
+ROUND_M = 0.07
+# The fingers start to shut within the first distance of the grasp point and go on shutting within the second.
 NEAR_M = 0.012
 KEEP_NEAR_M = 0.025
+# Where a shoved cube is to stop before the centre of its goal (radius 0.1 m): inside, and in reach of the arm.
+STOP_SHORT_M = 0.06
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,9 @@ def shove(scene: Scene, flaws: EpisodeFlaws) -> Command:
     start = contact - 0.055 * direction
     reach = np.zeros_like(scene.tcp)
     reach[:, :2] = start - scene.tcp[:, :2]
-    reach[:, 2] = CUBE_HALF_M + 0.07 * _ramp(_norm(reach[:, :2]), 0.012, 0.04) - scene.tcp[:, 2]
+    reach[:, 2] = CUBE_HALF_M + ROUND_M * _ramp(_norm(reach[:, :2]), 0.012, 0.04) - scene.tcp[:, 2]
     push = np.zeros_like(scene.tcp)
-    # Half of the goal's radius before its centre: inside it for certain, and in reach of the arm.
-    push[:, :2] = direction * (distance - 0.05 - 0.01)[:, None] - across * aside[:, None]
+    push[:, :2] = direction * (distance - STOP_SHORT_M)[:, None] - across * aside[:, None]
     push[:, 2] = CUBE_HALF_M - scene.tcp[:, 2]
     always = np.ones(len(scene.tcp), dtype=bool)
     return Command(np.where(behind[:, None], push, reach), always, ~always)

@@ -16,7 +16,7 @@ from robot_rl.arrays import Array, Bool, Float64, Int64
 from robot_rl.errors import EnvError, closest
 from robot_rl.types import ActionChunk, EnvSpec, Observation
 
-from .expert_flaws import EpisodeFlaws, ExpertConfig, noise_stream
+from .expert_flaws import EpisodeFlaws, ExpertConfig, Slips, noise_stream
 from .expert_rules import Command, Scene, pick, shove, stack
 
 __all__ = ["ExpertConfig", "ScriptedExpert"]
@@ -88,7 +88,7 @@ class ScriptedExpert:
         self.config = config
         self.spec = spec
         self._task = _find_task(config, spec)
-        self._episodes: Int64[Array, " N"] = np.zeros(0, dtype=np.int64)
+        self._forget(0)
 
     def act(
         self,
@@ -110,57 +110,53 @@ class ScriptedExpert:
         Raises:
             EnvError: when there is no state, its size is wrong, or an episode goes on that never began.
         """
-        seeds = np.asarray(episode_seeds)
-        state = self._read(observation)
-        self._begin(seeds, np.asarray(new_episode))
-        scene = self._scene(state)
+        frame = self._newest_frame(observation)
+        self._begin(torch.as_tensor(episode_seeds).cpu().numpy(), torch.as_tensor(new_episode).cpu().numpy())
+        scene = self._scene(frame.cpu().numpy().astype(np.float64))
         command = self._task.rule(scene, self._flaws)
         if self._task.grasps:
             command = self._slip(scene, command)
-        action = np.empty((len(state), 4))
-        action[:, :3] = self._arm(scene, command.displacement)
-        action[:, 3] = np.where(command.close, -1.0, 1.0)
-        assert observation.state is not None
-        actions = torch.as_tensor(action[:, None], dtype=torch.float32, device=observation.state.device)
-        return ActionChunk(actions=actions, execute=1)
+        action = np.concatenate(
+            [self._arm(scene, command.displacement), np.where(command.close, -1.0, 1.0)[:, None]], axis=1
+        )
+        return ActionChunk(torch.as_tensor(action[:, None], dtype=torch.float32, device=frame.device), execute=1)
 
-    def _read(self, observation: Observation) -> Float64[Array, "N S"]:
-        """The newest frame of the state, with a check of its size."""
-        if observation.state is None or observation.state.shape[-1] != self._task.size:
+    def _newest_frame(self, observation: Observation) -> torch.Tensor:
+        """The newest frame of the state, (N, S), with a check of its size."""
+        state = observation.state
+        if state is None or state.shape[-1] != self._task.size:
             raise EnvError(
                 f"scripted expert for {self.spec.env_id}",
                 expected=f"observation.state with {self._task.size} numbers a frame",
-                got="none" if observation.state is None else f"{observation.state.shape[-1]}",
+                got="none" if state is None else f"{state.shape[-1]}",
                 hint="Make the environment with the privileged state in its observation.",
             )
-        frame = torch.as_tensor(observation.state)[:, -1]
-        return frame.detach().cpu().numpy().astype(np.float64)
+        return torch.as_tensor(state)[:, -1].detach()
+
+    def _forget(self, num_envs: int) -> None:
+        """Empty memory for N envs."""
+        self._episodes = np.full(num_envs, -1, dtype=np.int64)
+        self._flaws = EpisodeFlaws.none(num_envs)
+        self._slips = Slips(self._flaws)
+        self._noise = [noise_stream(self.config, 0) for _ in range(num_envs)]
 
     def _begin(self, seeds: Int64[Array, " N"], new_episode: Bool[Array, " N"]) -> None:
         """Draw the flaws of every episode that begins."""
         if len(self._episodes) != len(seeds):
-            self._episodes = np.full(len(seeds), -1, dtype=np.int64)
-            self._flaws = EpisodeFlaws.none(len(seeds))
-            self._early_due = np.zeros(len(seeds), dtype=bool)
-            self._closing_early = np.zeros(len(seeds), dtype=bool)
-            self._drop_due = np.zeros(len(seeds), dtype=bool)
-            self._dropping = np.zeros(len(seeds), dtype=bool)
-            self._noise = [noise_stream(self.config, 0) for _ in seeds]
-        for row in np.flatnonzero(new_episode & (seeds >= 0)):
-            self._flaws.draw(int(row), self.config, int(seeds[row]))
-            self._noise[row] = noise_stream(self.config, int(seeds[row]))
+            self._forget(len(seeds))
+        for row in np.flatnonzero(new_episode & (seeds >= 0)).tolist():
             self._episodes[row] = seeds[row]
-            self._early_due[row] = self._flaws.early_height[row] > 0
-            self._drop_due[row] = self._flaws.drop_distance[row] > 0
-            self._closing_early[row] = self._dropping[row] = False
+            self._flaws.draw(row, self.config, int(seeds[row]))
+            self._noise[row] = noise_stream(self.config, int(seeds[row]))
+            self._slips.begin(row)
         strange = np.flatnonzero((seeds >= 0) & (seeds != self._episodes))
         if strange.size:
             row = int(strange[0])
             raise EnvError(
                 f"scripted expert, env {row}",
-                expected=f"episode {self._episodes[row]} or new_episode",
-                got=f"episode {seeds[row]} without new_episode",
-                hint="Set new_episode at the first decision of every episode.",
+                expected="new_episode at the first decision of an episode",
+                got=f"episode {seeds[row]} without it (last known episode: {self._episodes[row]})",
+                hint="Set new_episode wherever an episode begins, and for all envs when their number changes.",
             )
 
     def _scene(self, state: Float64[Array, "N S"]) -> Scene:
@@ -174,21 +170,12 @@ class ScriptedExpert:
         )
 
     def _slip(self, scene: Scene, command: Command) -> Command:
-        """The two mistakes that happen once an episode: fingers shut too early, cube dropped on the way."""
-        above = scene.tcp - scene.cube
-        aside = np.sqrt((above[:, :2] ** 2).sum(axis=1))
-        self._closing_early |= self._early_due & (aside < 0.03) & (above[:, 2] < self._flaws.early_height)
-        self._early_due &= ~self._closing_early
-        self._closing_early &= scene.finger > 0.008
-        left = np.sqrt(((scene.goal - scene.cube) ** 2).sum(axis=1))
-        self._dropping |= self._drop_due & command.holding & (left < self._flaws.drop_distance)
-        self._drop_due &= ~self._dropping
-        self._dropping &= scene.finger < 0.038
-        still = self._closing_early | self._dropping
-        displacement = np.where(still[:, None], 0.0, command.displacement)
-        return replace(
-            command, displacement=displacement, close=(command.close | self._closing_early) & ~self._dropping
+        """The command with the mistakes of the episode; meanwhile the arm rests."""
+        shut, opened = self._slips.step(
+            above=scene.tcp - scene.cube, to_goal=scene.goal - scene.cube, holding=command.holding
         )
+        displacement = np.where((shut | opened)[:, None], 0.0, command.displacement)
+        return replace(command, displacement=displacement, close=(command.close | shut) & ~opened)
 
     def _arm(self, scene: Scene, displacement: Float64[Array, "N 3"]) -> Float64[Array, "N 3"]:
         """Position actions from a displacement: proportional, limited in speed, noisy, inside [-1, 1]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from robot_rl.errors import PolicyError
 
 MAX_PERIOD = 10_000.0
 LARGEST_GROUP_COUNT = 8
+SMALLEST_GROUP = 8
 
 
 class DenoiserKind(str, Enum):
@@ -30,6 +31,7 @@ class DenoiserKind(str, Enum):
     unet = "unet"
 
 
+@runtime_checkable
 class DenoiserFields(Protocol):
     """The fields of a policy's configuration that describe its network."""
 
@@ -87,6 +89,10 @@ class LevelEmbedding(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+def _level_network(size: int) -> nn.Sequential:
+    return nn.Sequential(LevelEmbedding(size), nn.Linear(size, 4 * size), nn.SiLU(), nn.Linear(4 * size, size))
+
+
 class _MlpBlock(nn.Module):
     """x + MLP(LayerNorm(x))."""
 
@@ -125,10 +131,9 @@ class ResidualMlp(nn.Module):
     ) -> None:
         super().__init__()
         chunk = horizon * action_size
-        self.embed = LevelEmbedding(level_embedding)
+        self.embed = _level_network(level_embedding)
         self.enter = nn.Linear(chunk + level_embedding + condition_size, hidden_width)
         self.blocks = nn.Sequential(*[_MlpBlock(hidden_width) for _ in range(num_blocks)])
-        self.norm = nn.LayerNorm(hidden_width)
         self.leave = nn.Linear(hidden_width, chunk)
 
     def forward(
@@ -136,8 +141,8 @@ class ResidualMlp(nn.Module):
     ) -> Float32[Array, "B Tp A"]:
         """Denoise a batch."""
         x = self.enter(torch.cat([latent.flatten(1), self.embed(level), condition], dim=1))
-        out: torch.Tensor = self.leave(functional.silu(self.norm(self.blocks(x))))
-        return out.unflatten(1, latent.shape[1:])
+        out: torch.Tensor = self.leave(functional.silu(self.blocks(x)))
+        return out.view(latent.shape)
 
 
 class _ConvBlock(nn.Module):
@@ -145,7 +150,8 @@ class _ConvBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, *, embedding: int) -> None:
         super().__init__()
-        groups = math.gcd(LARGEST_GROUP_COUNT, channels_out)
+        # A group of two numbers is normalised to +-1, and all but a sign is lost: keep at least 8 channels in one.
+        groups = math.gcd(LARGEST_GROUP_COUNT, max(1, channels_out // SMALLEST_GROUP))
         self.first = nn.Conv1d(channels_in, channels_out, 3, padding=1)
         self.first_norm = nn.GroupNorm(groups, channels_out)
         self.film = nn.Linear(embedding, 2 * channels_out)
@@ -187,16 +193,14 @@ class UNet1d(nn.Module):
         super().__init__()
         _check_horizon(horizon, channels)
         width = level_embedding
-        self.embed = nn.Sequential(
-            LevelEmbedding(width), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
-        )
+        self.embed = _level_network(width)
         film = width + condition_size
         sizes = (action_size, *channels)
         self.down = nn.ModuleList(_ConvBlock(a, b, embedding=film) for a, b in zip(sizes, channels, strict=False))
-        self.halve = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in channels[:-1])
+        self.downsample = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in channels[:-1])
         self.middle = _ConvBlock(channels[-1], channels[-1], embedding=film)
         coarse_to_fine = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
-        self.double = nn.ModuleList(nn.ConvTranspose1d(a, b, 4, stride=2, padding=1) for a, b in coarse_to_fine)
+        self.upsample = nn.ModuleList(nn.ConvTranspose1d(a, b, 4, stride=2, padding=1) for a, b in coarse_to_fine)
         self.up = nn.ModuleList(_ConvBlock(2 * b, b, embedding=film) for _, b in coarse_to_fine)
         self.leave = nn.Conv1d(channels[0], action_size, 1)
 
@@ -207,14 +211,14 @@ class UNet1d(nn.Module):
         embedding = functional.silu(torch.cat([self.embed(level), condition], dim=1))
         x = latent.transpose(1, 2)
         skips = []
-        for block, halve in zip(self.down, [*self.halve, None], strict=True):
+        for block, downsample in zip(self.down, [*self.downsample, None], strict=True):
             x = block(x, embedding)
-            if halve is not None:
+            if downsample is not None:
                 skips.append(x)
-                x = halve(x)
+                x = downsample(x)
         x = self.middle(x, embedding)
-        for double, block in zip(self.double, self.up, strict=True):
-            x = block(torch.cat([double(x), skips.pop()], dim=1), embedding)
+        for upsample, block in zip(self.upsample, self.up, strict=True):
+            x = block(torch.cat([upsample(x), skips.pop()], dim=1), embedding)
         out: torch.Tensor = self.leave(x)
         return out.transpose(1, 2)
 

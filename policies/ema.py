@@ -37,7 +37,7 @@ class Ema(nn.Module):
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average, in place, toward the weights of `module`; buffers are copied."""
-        average = list(self.module.parameters())
+        average: list[torch.Tensor] = list(self.module.parameters())
         torch._foreach_lerp_(average, list(module.parameters()), 1 - self.decay)
         for ours, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             ours.copy_(theirs)

@@ -83,7 +83,9 @@ def build_encoder(spec: EnvSpec, keys: tuple[str, ...], *, history: int, normali
         PolicyError: no key, an unknown key, or a key of images or points, whose encoders do not exist yet.
     """
     if not keys:
-        raise PolicyError("observation_keys", expected="at least one key", got="none", hint=closest("", LOW_DIMENSIONAL))
+        raise PolicyError(
+            "observation_keys", expected="at least one key", got="none", hint=closest("", LOW_DIMENSIONAL)
+        )
     for key in keys:
         later = {"image/": "image encoders (ResNet, ViT)", "points": "the point-cloud encoder (PointNet)"}
         for prefix, encoder in later.items():

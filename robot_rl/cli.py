@@ -7,19 +7,20 @@ The summary goes to stdout, everything else to stderr.
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib
-import importlib.util
 import json
 import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
+from robot_rl.cli_help import COMMANDS, STAGES, general_help, stage_help
 from robot_rl.errors import ConfigError, RobotRlError, closest
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("robot_rl")
 
-STAGES = ("collect", "imitate", "distill_onestep", "export", "evaluate", "pipeline")
-COMMANDS = (*STAGES, "info")
 INTERRUPTED = 130
 
 
@@ -42,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(words)
     try:
         if options.command is None or (options.help and options.command not in STAGES):
-            print(_general_help())
+            print(general_help())
             return 0 if options.help else 2
         if options.command not in COMMANDS:
             raise ConfigError(
@@ -53,7 +52,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.command == "info":
             return _info(as_json=options.json)
         if options.help:
-            print(_stage_help(options.command, options.config_dir))
+            with _missing_packages_explained(options.command):
+                print(stage_help(options.command, options.config_dir))
             return 0
         return _run_stage(options, words)
     except RobotRlError as error:
@@ -86,31 +86,37 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
 
         stage = importlib.import_module(f"robot_rl.stages.{options.command}")
         config, run = _open_run(stage, options)
-        if options.dry_run:
-            print(config_to_yaml(config), end="")
-            return 0
-        if run is None:
-            run = _new_run(config, config_to_yaml(config), options.command, words)
+    if options.dry_run:
+        print(config_to_yaml(config), end="")
+        return 0
+    if run is None:
+        run = _new_run(config, config_to_yaml(config), options.command, words)
     began = time.monotonic()
-    with run.log_file():
+    with run.log_file(), _terminate_as_interrupt():
         log.info("run directory %s", run.path)
+        run.set_status("running")
         try:
             with _missing_packages_explained(options.command):
                 summary = stage.run(config, run)
         except KeyboardInterrupt:
             run.set_status("interrupted", message="stopped by the user", seconds=time.monotonic() - began)
-            print(f"robot-rl: interrupted; continue with\n  robot-rl {options.command} resume={run.path}", file=sys.stderr)
+            log.warning("interrupted; continue with: robot-rl %s resume=%s", options.command, run.path)
             return INTERRUPTED
         except RobotRlError as error:
             run.set_status("failed", message=str(error), seconds=time.monotonic() - began)
-            log.error("%s", error, exc_info=options.debug)
+            log.error("failed: %s", error, exc_info=options.debug)
             return error.exit_code
         except BaseException as error:
             run.set_status("failed", message=f"{type(error).__name__}: {error}", seconds=time.monotonic() - began)
-            logging.getLogger().error("this is a bug in robot-rl or in a plug-in", exc_info=True)
+            log.exception("failed by a bug in robot-rl or in a plug-in")
             return 1
         run.set_status("finished", seconds=time.monotonic() - began)
-    print(json.dumps({"run": str(run.path), **summary}) if options.json else _text(summary, run.path))
+    if options.json:
+        print(json.dumps({"run": str(run.path), **summary}))
+    elif hasattr(stage, "table"):
+        print(f"{as_columns(stage.table(summary))}\nrun: {run.path}")
+    else:
+        print(as_text({**summary, "run": str(run.path)}))
     return 0
 
 
@@ -120,10 +126,10 @@ def _open_run(stage: Any, options: argparse.Namespace) -> tuple[Any, RunDirector
     from robot_rl.runs.directory import RunDirectory
 
     overrides = [word for word in options.overrides if not word.startswith("resume=")]
-    paths = [word.partition("=")[2] for word in options.overrides if word.startswith("resume=")]
+    paths = [word.partition("=")[2].strip("'\"") for word in options.overrides if word.startswith("resume=")]
     if not paths or paths[-1] in ("", "null"):
         return load_config(stage.CONFIG, overrides, name=options.command, config_dir=options.config_dir), None
-    run = RunDirectory.open(paths[-1].strip("'\""))
+    run = RunDirectory.open(paths[-1])
     if run.stage != options.command:
         raise ConfigError(
             f"resume={run.path}", expected=f"a run of {options.command}", got=f"a run of {run.stage}",
@@ -140,19 +146,21 @@ def _open_run(stage: Any, options: argparse.Namespace) -> tuple[Any, RunDirector
 
 
 def _differences(overrides: Sequence[str], config: Any) -> Iterator[str]:
-    """What the overrides ask for and the stored configuration does not say, one text each."""
+    """One text for each override that the stored configuration does not say already."""
     from omegaconf import OmegaConf
 
     from robot_rl.runs.config import config_to_json
 
-    stored = OmegaConf.create(config_to_json(config))
+    stored = OmegaConf.create({"root": config_to_json(config)})
     for override in overrides:
         key, _, text = override.lstrip("+").partition("=")
-        has = OmegaConf.select(stored, key) if not key.startswith("~") else None
-        if OmegaConf.is_config(has):
-            yield f"{override} (choices of groups can't be given again)"
-        elif has != OmegaConf.create({"value": None} | OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))["value"]:
-            yield f"{override} (the run has {key}={has})"
+        known = key.partition(".")[0] in stored.root
+        has = OmegaConf.select(stored, f"root.{key}") if known else None
+        asked = OmegaConf.from_dotlist([f"value={text}"])["value"]
+        if not known or OmegaConf.is_dict(has):
+            yield f"{override} (a whole group can't be given again)"
+        elif has != asked:
+            yield f"{override} (the run has {key}={'null' if has is None else has})"
 
 
 def _new_run(config: Any, yaml: str, command: str, words: Sequence[str]) -> RunDirectory:
@@ -165,32 +173,86 @@ def _new_run(config: Any, yaml: str, command: str, words: Sequence[str]) -> RunD
 
 
 def task_name(config: Any) -> str:
-    """Task for the name of a run directory: `config.task`, the env's `env_id` or module, or the dataset's name."""
+    """Task for the name of a run directory: the config's or the env's `task`, the env's module, the dataset's name."""
     env = getattr(config, "env", None) or {}
-    dataset, target = str(getattr(config, "dataset", "")), str(env.get("_target_", ""))
-    names = (getattr(config, "task", None), env.get("env_id"), target.split(".")[-2:][0], Path(dataset).stem)
+    module = str(env.get("_target_", "")).rpartition(".")[0].rpartition(".")[2]
+    names = (
+        getattr(config, "task", ""),
+        env.get("task"),
+        env.get("env_id"),
+        module,
+        Path(str(getattr(config, "dataset", ""))).stem,
+    )
     return next((str(name) for name in names if name), "none")
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM (a job scheduler's) ends a stage like Ctrl-C, so that its status does not stay `running`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextmanager
 def _missing_packages_explained(command: str) -> Iterator[None]:
     """Turn a missing optional package into an error that names the extra to install."""
+    from robot_rl.runs.config import missing_package
+
     try:
         yield
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] == "robot_rl":
             raise
-        package = error.name.partition(".")[0]
-        extra = _extra_of(package)
-        raise ConfigError(
-            f"robot-rl {command}", expected=f"the package {package!r}", got="not installed",
-            hint=f"Install it: pip install '{extra}'.",
-        ) from error  # fmt: skip
+        raise missing_package(error.name, where=f"robot-rl {command}") from error
+
+
+def _log_to_stderr(*, quiet: bool) -> None:
+    """Log our own messages from INFO on, those of libraries from WARNING on."""
+    handler: logging.Handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    if sys.stderr.isatty():
+        try:
+            from rich.logging import RichHandler
+
+            from robot_rl.runs.progress import console
+
+            handler = RichHandler(console=console(), show_path=False, show_level=False, rich_tracebacks=False)
+        except ModuleNotFoundError:
+            pass  # the base install has no rich; plain lines do
+    handler.addFilter(
+        lambda record: record.levelno >= logging.WARNING or (not quiet and record.name.startswith("robot_rl"))
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def _info(*, as_json: bool) -> int:
+    """Print versions and devices."""
     from robot_rl.runs.provenance import collect
 
-    facts = collect()
-    print(json.dumps(facts) if as_json else _text(facts, None))
+    facts = {key: value for key, value in collect().items() if key not in ("argv", "time")}
+    print(json.dumps(facts) if as_json else as_text(facts))
     return 0
+
+
+def as_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as aligned columns, the first row underlined."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def as_text(values: Mapping[str, Any], indent: str = "") -> str:
+    """Nested values as indented lines."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}:", as_text(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {f'{value:.6g}' if isinstance(value, float) else value}")
+    return "\n".join(line for line in lines if line)

@@ -11,10 +11,12 @@ and the clipped variance (RL-100, arXiv 2510.14830, section on K-step denoising)
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -84,7 +86,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         inside = all(0 <= level < self.num_levels for level in self.levels)
-        descending = all(a > b for a, b in zip(self.levels, self.levels[1:], strict=False))
+        descending = all(a > b for a, b in pairwise(self.levels))
         if not (self.levels and inside and descending):
             raise PolicyError(
                 "sampler levels",
@@ -140,10 +142,13 @@ class Sampler:
         for key in {"levels", "prediction"} - plain.keys():
             raise PolicyError("sampler", expected=f"key {key!r}", got="none", hint="The file is not a saved sampler.")
         plain["levels"] = tuple(plain["levels"])
-        for key, kind in {"prediction": Prediction, "final_alpha": FinalAlpha, "mode": SamplingMode}.items():
+        for key, kind in _SAMPLER_ENUMS.items():
             if key in plain:
                 plain[key] = _member(kind, str(plain[key]), where=f"sampler {key}")
         return cls(**plain)
+
+
+_SAMPLER_ENUMS: dict[str, type[Enum]] = {"prediction": Prediction, "final_alpha": FinalAlpha, "mode": SamplingMode}
 
 
 def _member(kind: type[Enum], name: str, *, where: str) -> Enum:
@@ -177,10 +182,14 @@ class StepCoefficients:
 
 def squared_cosine_alpha_bar(num_levels: int = 100) -> Float64[Array, " T"]:
     """alpha_bar of the squared cosine schedule ("squaredcos_cap_v2"), float64 (num_levels,)."""
-    time = torch.arange(num_levels + 1, dtype=torch.float64) / num_levels
-    curve = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-    beta = (1 - curve[1:] / curve[:-1]).clamp(max=MAX_BETA)
-    return torch.cumprod(1 - beta, dim=0)
+    return torch.tensor(_schedule(num_levels), dtype=torch.float64)
+
+
+def _schedule(num_levels: int) -> list[float]:
+    # Plain floats, so that an exporter that traces a policy sees constants and no tensor code.
+    curve = [math.cos((k / num_levels + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(num_levels + 1)]
+    alphas = [1 - min(1 - b / a, MAX_BETA) for a, b in pairwise(curve)]
+    return list(accumulate(alphas, operator.mul))
 
 
 def _check_steps(num_levels: int, num_steps: int) -> None:
@@ -219,7 +228,7 @@ def linspace_levels(num_levels: int, num_steps: int) -> tuple[int, ...]:
 @lru_cache(maxsize=256)
 def step_coefficients(sampler: Sampler) -> tuple[StepCoefficients, ...]:
     """The table of a sampler, one row per step, computed in float64 and kept as Python floats."""
-    schedule = squared_cosine_alpha_bar(sampler.num_levels).tolist()
+    schedule = _schedule(sampler.num_levels)
     last = schedule[0] if sampler.final_alpha is FinalAlpha.alpha_bar_0 else 1.0
     alpha_bars = [schedule[level] for level in sampler.levels]
     rows = []

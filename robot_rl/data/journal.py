@@ -6,6 +6,7 @@ so whoever opens the store next can repeat an interrupted append.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import zipfile
@@ -15,14 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from robot_rl.arrays import Array
-from robot_rl.data.zarr_layout import write_files
+from robot_rl.data.zarr_layout import sync_directory, write_files
 from robot_rl.errors import DataError
 
 _DIRECTORY = ".journal"
+_WRITER = "writer"
 
 
 def journal_directory(store: Path) -> Path:
-    """Directory of journal, unfinished files and lock."""
+    """Directory of the journal and of unfinished files."""
     return store / _DIRECTORY
 
 
@@ -85,7 +87,11 @@ def sweep(store: Path) -> None:
 
 
 class WriterLock:
-    """Exclusive lock of a store; the system frees it when the process ends, however it ends."""
+    """Exclusive lock of a store; the system frees it when the process ends, however it ends.
+
+    The lock is on `.zgroup`, which never changes, and the journal's directory exists only while a writer has it: zarr
+    warns of directories that it does not know.
+    """
 
     def __init__(self, store: Path) -> None:
         """Take the lock of the store at `store`.
@@ -95,34 +101,52 @@ class WriterLock:
         """
         import fcntl
 
-        path = journal_directory(store) / "lock"
+        self._journal = journal_directory(store)
+        note = self._journal / _WRITER
+        self._descriptor = -1
         try:
-            path.parent.mkdir(exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise DataError(
-                f"{store}",
-                expected="a store that can be written",
-                got=f"{error.strerror or error}",
-                hint="Check the permissions, or open with mode='r'.",
-            ) from error
-        try:
+            self._descriptor = os.open(store / ".zgroup", os.O_RDWR)
             # flock and not lockf: it also refuses a second writer in the same process.
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(self._descriptor, 100, 0).decode(errors="replace").strip()
+            self._journal.mkdir(exist_ok=True)
+            # Without it a power cut could take the directory away, and with it a journal that was called durable.
+            sync_directory(store, on_error=_not_locked)
+            note.write_text(f"process {os.getpid()}")
+        except BlockingIOError:
             os.close(self._descriptor)
             raise DataError(
                 f"{store}",
                 expected="no other writer",
-                got=f"a lock held by {holder or 'another process'}",
+                got=f"a lock held by {note.read_text() if note.exists() else 'another process'}",
                 hint="Only one process may append. Wait for it, stop it, or open with mode='r'.",
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"process {os.getpid()}".encode(), 0)
+        except OSError as error:
+            self.release()
+            raise _not_locked(store, 0, error) from error
+        except DataError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Give the lock back; may be called twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        import fcntl
+
+        if self._descriptor < 0:
+            return
+        with contextlib.suppress(OSError):
+            (self._journal / _WRITER).unlink(missing_ok=True)
+            # Stays when a full disk left a journal in it.
+            self._journal.rmdir()
+        # A forked child may hold a copy of the descriptor, so closing ours would not be enough.
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def _not_locked(store: Path, size: int, error: OSError) -> DataError:
+    return DataError(
+        f"{store}",
+        expected="a store that can be written",
+        got=f"{error.strerror or error}",
+        hint="Check permissions and disk space, or open with mode='r'.",
+    )

@@ -202,7 +202,9 @@ def refuse_mixed_formats(group: Path) -> None:
         )
 
 
-def write_files(files: Mapping[Path, bytes], temporary: Path, *, on_error: Callable[[Path, int, OSError], DataError]) -> None:
+def write_files(
+    files: Mapping[Path, bytes], temporary: Path, *, on_error: Callable[[Path, int, OSError], DataError]
+) -> None:
     """Write files so that each is old or new, never half, and all are on the disk when this returns.
 
     Args:
@@ -210,11 +212,21 @@ def write_files(files: Mapping[Path, bytes], temporary: Path, *, on_error: Calla
         temporary: directory for unfinished files, on the same file system.
         on_error: makes the error to raise from path, bytes and the failure of the system.
     """
-    directories = {path.parent for path in files}
-    # The fsyncs of many small files wait for the disk, not for Python; together they cost half or less.
-    with ThreadPoolExecutor(min(16, len(files))) as pool:
-        list(pool.map(lambda item: _write_file(*item, temporary, on_error), files.items()))
-        list(pool.map(lambda path: _sync_directory(path, on_error), directories))
+    directories: dict[Path, list[Path]] = {}
+    for path in files:
+        directories.setdefault(path.parent, []).append(path)
+
+    def write_directory(directory: Path) -> None:
+        for path in directories[directory]:
+            _write_file(path, files[path], temporary, on_error)
+        sync_directory(directory, on_error=on_error)
+
+    if len(directories) == 1:
+        write_directory(next(iter(directories)))
+        return
+    # An fsync waits for the disk, not for Python; many together cost half or less.
+    with ThreadPoolExecutor(min(8, len(directories))) as pool:
+        list(pool.map(write_directory, directories))
 
 
 def _write_file(path: Path, content: bytes, temporary: Path, on_error: Callable[..., DataError]) -> None:
@@ -234,7 +246,8 @@ def _write_file(path: Path, content: bytes, temporary: Path, on_error: Callable[
         raise on_error(path, len(content), error) from error
 
 
-def _sync_directory(path: Path, on_error: Callable[..., DataError]) -> None:
+def sync_directory(path: Path, *, on_error: Callable[[Path, int, OSError], DataError]) -> None:
+    """Make new, renamed and removed names in a directory durable; `on_error` as in `write_files`."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -66,14 +66,14 @@ def save_checkpoint(
         keep: number of newest checkpoints that stay; `best` always stays.
 
     Raises:
-        RunError: a name used twice, keep < 1, or values that JSON can't hold.
+        RunError: keep < 1, a document named 'manifest', or values that JSON can't hold.
     """
-    if keep < 1 or set(tensors) & set(documents) or "manifest" in {*tensors, *documents}:
+    if keep < 1 or "manifest" in documents:
         raise RunError(
             f"checkpoint of step {step}",
-            expected="keep >= 1, and different names for tensors and documents, none of them 'manifest'",
-            got=f"keep={keep}, tensors {sorted(tensors)}, documents {sorted(documents)}",
-            hint="Rename one.",
+            expected="keep >= 1 and no document named 'manifest'",
+            got=f"keep={keep}, documents {sorted(documents)}",
+            hint="Keep at least one checkpoint; rename the document.",
         )
     from safetensors.torch import save
 
@@ -243,7 +243,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups]:
         raise RunError(
             "optimizer groups", expected=f"{[len(g['params']) for g in optimizer.param_groups]} parameters",
-            got=str([len(g["params"]) for g in groups]), hint="The checkpoint belongs to another network configuration.",
+            got=str([len(g["params"]) for g in groups]),
+            hint="The checkpoint belongs to another network configuration.",
         )  # fmt: skip
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 

@@ -6,8 +6,9 @@ the environment or compute are not.
 
 from __future__ import annotations
 
+import importlib.resources
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,32 @@ CONFIG_MODULE = "robot_rl.configs"
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
-def compose_config(overrides: Sequence[str], *, name: str, config_dir: Path | None = None) -> dict[str, Any]:
+def compose_config(
+    overrides: Sequence[str], *, name: str, config_dir: Path | None = None, plain_keys: Sequence[str] = ()
+) -> dict[str, Any]:
     """What Hydra makes of the YAML files and the overrides, as plain data; only names of files and groups are checked.
+
+    Args:
+        overrides: Hydra overrides.
+        name: of the primary YAML file.
+        config_dir: the user's own folder of YAML files.
+        plain_keys: keys that hold a value in this config although a group may have the same name
+            (`evaluate policy=runs/...`, and the group `policy` of the other stages).
 
     Raises:
         ConfigError: unknown file, group or choice, unreadable override, or a resolver (`${oc.env:...}`) in a value.
     """
     from hydra import compose
     from hydra.errors import HydraException, MissingConfigException
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         with _hydra(config_dir) as search_path:
-            composed = compose(name, overrides=[*search_path, *_forced(overrides)])
+            for_hydra, values = _sorted_out(overrides, plain_keys, groups=group_choices(config_dir))
+            composed = compose(name, overrides=[*search_path, *for_hydra])
+            with open_dict(composed):
+                composed.update(values)
             _refuse_resolvers(OmegaConf.to_container(composed), where=name)
             plain = OmegaConf.to_container(composed, resolve=True)
     except MissingConfigException as error:
@@ -43,20 +56,21 @@ def compose_config(overrides: Sequence[str], *, name: str, config_dir: Path | No
             got=str(error).split("\nSee https")[0].replace("\n", " "),
             hint=f"Run `robot-rl {name} --help` for keys and groups; quote values with spaces or commas.",
         ) from error
-    assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
 def group_choices(config_dir: Path | None = None) -> dict[str, list[str]]:
-    """Every config group and its choices, sorted."""
-    from hydra import compose
-    from hydra.core.global_hydra import GlobalHydra
+    """Every config group and its choices, sorted; the user's own and ours."""
+    found: dict[str, set[str]] = {}
+    for root in _roots(config_dir):
+        for path in root.glob("*/**/*.yaml"):
+            found.setdefault(path.parent.relative_to(root).as_posix(), set()).add(path.stem)
+    return {group: sorted(found[group]) for group in sorted(found)}
 
-    with _hydra(config_dir) as search_path:
-        compose(overrides=search_path)  # reads the user's search path
-        loader = GlobalHydra.instance().config_loader()
-        groups = [group for group in loader.list_groups("") if group != "hydra"]
-        return {group: sorted(loader.get_group_options(group)) for group in sorted(groups)}
+
+def _roots(config_dir: Path | None) -> list[Path]:
+    ours = Path(str(importlib.resources.files(CONFIG_MODULE)))
+    return [ours] if config_dir is None else [config_dir, ours]
 
 
 @contextmanager
@@ -76,19 +90,26 @@ def _hydra(config_dir: Path | None) -> Iterator[list[str]]:
         yield [f"hydra.searchpath=[pkg://{CONFIG_MODULE}]"]
 
 
-def _forced(overrides: Sequence[str]) -> list[str]:
-    """Turn `key=value` into `++key=value`: fields that no YAML names can be set too, and config.py knows the fields."""
-    from hydra.core.global_hydra import GlobalHydra
+def _sorted_out(
+    overrides: Sequence[str], plain_keys: Sequence[str], *, groups: Mapping[str, list[str]]
+) -> tuple[list[str], dict[str, Any]]:
+    """Overrides for Hydra, and values of keys that Hydra would take for a group.
+
+    `key=value` becomes `++key=value`: fields that no YAML names can be set too, and config.py knows the fields.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
 
-    loader = GlobalHydra.instance().config_loader()
-    out = []
+    for_hydra, values = list[str](), dict[str, Any]()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, text = override.key_or_group, str(override.input_line)
-        plain = override.type is OverrideType.CHANGE and not key.startswith("hydra.")
-        out.append(f"++{text}" if plain and not loader.get_group_options(key) else text)
-    return out
+        if key in groups and key in plain_keys:
+            values[key] = override.value()
+        elif key in groups or override.type is not OverrideType.CHANGE or key.startswith("hydra."):
+            for_hydra.append(text)
+        else:
+            for_hydra.append(f"++{text}")
+    return for_hydra, values
 
 
 def _refuse_resolvers(node: Any, *, where: str) -> None:

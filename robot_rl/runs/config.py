@@ -36,7 +36,10 @@ def load_config(config_class: type[T], overrides: Sequence[str], *, name: str, c
     Raises:
         ConfigError: naming the key or group, the valid choices and the nearest one.
     """
-    return convert_config(config_class, compose_config(overrides, name=name, config_dir=config_dir), where=name)
+    hints = get_type_hints(config_class)
+    plain_keys = [key for key, kind in hints.items() if not is_dataclass(kind) and "dict" not in str(kind)]
+    plain = compose_config(overrides, name=name, config_dir=config_dir, plain_keys=plain_keys)
+    return convert_config(config_class, plain, where=name)
 
 
 def read_config(config_class: type[T], path: Path) -> T:
@@ -269,7 +272,7 @@ def config_to_yaml(config: Any) -> str:
     """A config object as YAML that `read_config` reads back to an equal object."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(config_to_json(config)))
+    return str(OmegaConf.to_yaml(OmegaConf.create(config_to_json(config))))
 
 
 def type_name(kind: Any) -> str:
@@ -278,4 +281,5 @@ def type_name(kind: Any) -> str:
         return "|".join(member.name for member in kind)
     if get_origin(kind) in (Union, UnionType):
         return " or ".join("null" if k is type(None) else type_name(k) for k in get_args(kind))
-    return str(kind.__name__) if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+    name = str(kind.__name__) if isinstance(kind, type) and not get_args(kind) else str(kind)
+    return name.replace("typing.", "")

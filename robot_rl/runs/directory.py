@@ -225,4 +225,4 @@ def _rename_to_free_name(temporary: Path, root: Path, name: str) -> Path:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "none"
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._") or "none"

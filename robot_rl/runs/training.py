@@ -50,7 +50,7 @@ class TrainConfig:
         warmup_steps: of the linear warm-up.
         weight_decay: of AdamW.
         grad_norm: gradients are clipped to this norm.
-        ema_max: largest decay of the weight average, min(ema_max, (1 + step) / (10 + step)).
+        ema_max: largest decay of the weight average, min(ema_max, 1 - step^-0.75).
         checkpoint_every_steps: a checkpoint, and the stage's own evaluation where it has one.
         log_every_steps: a line in metrics.jsonl.
         device: "cpu", "cuda" or "cuda:N"; one that is not there is an error.
@@ -218,13 +218,13 @@ def _forward(
 
 @torch.no_grad()
 def update_average(average: nn.Module, module: nn.Module, *, step: int, ema_max: float) -> None:
-    """Exponential moving average of the weights in place; decay min(ema_max, (1 + step) / (10 + step)).
+    """Exponential moving average of the weights, in place; decay d = min(ema_max, 1 - step^-0.75), d a + (1 - d) w.
 
-    `step` counts finished gradient steps from 1. Buffers (normaliser) are constants and are not averaged.
+    `step` counts finished gradient steps from 1, so the first update copies the weights (the power schedule of
+    Diffusion Policy). Buffers (the normaliser) are constants and are not averaged.
     """
-    decay = min(ema_max, (1 + step) / (10 + step))
-    averaged, current = list(average.parameters()), list(module.parameters())
-    torch._foreach_lerp_(averaged, current, 1 - decay)
+    decay = min(ema_max, 1 - step**-0.75)
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
 
 
 def _check_finite(value: float, step: int, run: RunDirectory) -> None:

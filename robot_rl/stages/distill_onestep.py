@@ -9,7 +9,7 @@ OneStepPolicy.
 
 Metrics (metrics.jsonl, step = gradient steps):
     distill/train_loss             squared distance to the teacher's end point, normalised actions
-    distill/same_noise_mse         the same, as the policy names it
+    distill/distill_mse            the same, as the policy names it
     distill/lr                     learning rate of the step
     distill/grad_norm              before clipping
     distill/rate_hz                gradient steps per second since start
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
@@ -66,7 +67,7 @@ class DistillConfig:
     dataset: str = "datasets/demonstrations.zarr"
     env: dict[str, Any] = field(default_factory=dict)
     num_steps: int = 1
-    mode: str | None = None
+    mode: SamplingMode | None = None
     rollout_episodes: int = 0
     rollout_first_seed: int = 60_000
     num_envs: int = 8
@@ -104,7 +105,7 @@ def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
         rows = observation.proprio.shape[0]
         noise = torch.randn((rows, *teacher.noise_shape), generator=generator, device=device)
         with torch.no_grad():
-            return observation, noise, teacher.chain(observation, noise).latents[:, -1]
+            return observation, noise, teacher.normalized_action(observation, noise)
 
     def batch_loss(module: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         return module.loss(*pair(generator, share))  # type: ignore[no-any-return, operator]

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
@@ -57,7 +58,7 @@ class EvaluateConfig:
     num_episodes: int = 100
     first_seed: int = 100_000
     num_envs: int = 8
-    mode: str | None = None
+    mode: SamplingMode | None = None
     noise_rule: NoiseRule | None = None
     noise_seed: int | None = None
     provider: str = "CPUExecutionProvider"
@@ -142,7 +143,7 @@ def load_any_policy(config: EvaluateConfig) -> Any:
         return policy
     if not hasattr(policy, "with_mode"):
         raise PolicyError(
-            config.policy, expected="a diffusion policy for mode=" + config.mode, got=type(policy).__name__,
+            config.policy, expected=f"a diffusion policy for mode={config.mode.value}", got=type(policy).__name__,
             hint="Leave `mode` out for a one-step policy.",
         )  # fmt: skip
     return policy.with_mode(config.mode)

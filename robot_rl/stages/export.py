@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler
 from robot_rl.deploy.noise import NoiseRule
@@ -64,7 +65,7 @@ class ExportConfig:
 
     policy: str = ""
     dataset: str = "datasets/demonstrations.zarr"
-    mode: str | None = None
+    mode: SamplingMode | None = None
     noise_rule: NoiseRule = NoiseRule.seeded
     noise_seed: int = 0
     tolerance: float = 1e-4

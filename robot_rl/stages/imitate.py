@@ -174,7 +174,7 @@ def fit_normalizer(store: EpisodeStore, episodes: np.ndarray, *, keys: tuple[str
 @torch.no_grad()
 def _validation_loss(policy: nn.Module, windows: WindowSampler, *, seed: int) -> float:
     """Denoising error of 1,024 validation windows with the same noise each time."""
-    generator = torch.Generator(device=windows.device).manual_seed(seed)
+    generator = torch.Generator(device=policy.device).manual_seed(seed)  # type: ignore[arg-type]
     value, _parts = policy.loss(windows.sample(1024, generator), generator)  # type: ignore[operator]
     return float(value)
 
@@ -182,9 +182,9 @@ def _validation_loss(policy: nn.Module, windows: WindowSampler, *, seed: int) ->
 @torch.inference_mode()
 def replay_rmse(policy: nn.Module, windows: WindowSampler, *, seed: int) -> float:
     """Open-loop replay: sampled actions against the recorded ones on 512 windows, the executed part, action units."""
-    generator = torch.Generator(device=windows.device).manual_seed(seed)
+    generator = torch.Generator(device=policy.device).manual_seed(seed)  # type: ignore[arg-type]
     window = windows.sample(512, generator)
-    noise = torch.randn((512, *policy.noise_shape), generator=generator, device=windows.device)  # type: ignore[misc]
+    noise = torch.randn((512, *policy.noise_shape), generator=generator, device=generator.device)  # type: ignore[misc]
     chunk = policy.act(window.observation, noise)  # type: ignore[operator]
     valid = window.valid[:, : chunk.execute]
     error = (chunk.actions - window.actions)[:, : chunk.execute][valid]

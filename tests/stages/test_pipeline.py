@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-COMMAND = [sys.executable, "-m", "robot_rl.cli", "pipeline"]
+COMMAND = [sys.executable, "-m", "robot_rl", "pipeline"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 

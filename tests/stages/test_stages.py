@@ -22,7 +22,7 @@ TRAIN = ["train.batch_size=32", "train.threads=1", "train.warmup_steps=5", "trai
 def robot_rl(*words: str, cwd: Path, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Run `robot-rl` as a user would and compare its exit code."""
     done = subprocess.run(
-        [sys.executable, "-m", "robot_rl.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "robot_rl", *words], cwd=cwd, capture_output=True, text=True, timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     if check is not None:
@@ -63,7 +63,7 @@ def test_imitate_survives_sigkill_bit_equal(place: Path, tmp_path: Path) -> None
     words += ["train.num_steps=120", "train.checkpoint_every_steps=20", "rollout_episodes=2", "num_envs=2"]
     robot_rl(*words, "run_root=runs/whole", cwd=tmp_path)
     child = subprocess.Popen(
-        [sys.executable, "-m", "robot_rl.cli", *words, "run_root=runs/killed"], cwd=tmp_path, stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "robot_rl", *words, "run_root=runs/killed"], cwd=tmp_path, stderr=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     deadline = time.monotonic() + 120

@@ -1,0 +1,50 @@
+# make setup      virtual environment in .venv with everything (no root, no GPU)
+# make demo       the whole pipeline on one task; ARGS="key=value ..." passes overrides
+# make test       style, types and quick tests;  make test-slow: the learning tests as well
+# PYTHON=/path/to/python chooses the interpreter, VENV=folder the place.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+CONSTRAINTS := constraints/py311.txt
+ARGS ?=
+# One torch thread in tests: more of them on a busy machine can be many times slower.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.PHONY: setup demo test test-slow lint clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@python=""; \
+	for name in $(PYTHON) python3.11 python3.12 python3; do \
+	  if "$$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
+	  then python="$$name"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "robot-rl: no suitable Python. Needed: 3.11 or 3.12 with venv (on Debian and Ubuntu: apt install python3.11-venv)." >&2; \
+	  echo "robot-rl: looked for: $(PYTHON) python3.11 python3.12 python3. Use PYTHON=/path/to/python make setup." >&2; \
+	  exit 1; \
+	fi; \
+	echo "robot-rl: $$("$$python" --version) -> $(VENV) (about 2 GB with torch for the CPU, 6 GB with CUDA; minutes)"; \
+	"$$python" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[train,sim,export,dev]'
+	$(BIN)/python -m pip check
+	@touch $@
+
+demo: setup
+	$(BIN)/robot-rl pipeline experiment=pick_cube $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,296 @@
+"""Diffusion policy: denoises a chunk of actions from noise, given the last To observations.
+
+Source: Diffusion Policy (arXiv 2303.04137); clean-sample or noise prediction; sampled as robot_rl.algorithms.diffusion
+says. Actions live normalised to [-1, 1] ("range" mode of the normaliser, key "action"); the chain is never clipped,
+only the action that is executed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from robot_rl.algorithms.diffusion import (
+    FinalAlpha,
+    Prediction,
+    Sampler,
+    SamplingMode,
+    add_noise,
+    leading_levels,
+    reverse_step,
+    sample_chain,
+    sample_final,
+    squared_cosine_alpha_bar,
+)
+from robot_rl.arrays import Array, Bool, Float32
+from robot_rl.data.normalizer import Normalizer
+from robot_rl.errors import PolicyError, closest
+from robot_rl.types import ActionChunk, DenoisingChain, EnvSpec, Observation, Window
+
+from .denoisers import DenoiserKind, build_denoiser
+from .encoders import build_encoder
+
+ACTION = "action"
+
+
+@dataclass(frozen=True)
+class DiffusionPolicyConfig:
+    """Configuration of a diffusion policy; flat, JSON-able.
+
+    Attributes:
+        denoiser: mlp, or unet (for long chunks).
+        prediction: what the network predicts.
+        history: To, frames seen.
+        horizon: Tp, actions predicted.
+        execute: Ta, actions played before the next decision, 1 to Tp.
+        observation_keys: "state" and "proprio", in this order in the condition.
+        num_levels: levels of the training schedule.
+        num_steps: K, denoising steps at levels spaced as in leading_levels.
+        mode: sampling mode of `act`.
+        final_alpha, sigma_min, sigma_max, clip_sample: see Sampler.
+        hidden_width, num_blocks: of the mlp.
+        channels: of the unet, finest level first.
+        level_embedding: size of the level embedding.
+    """
+
+    denoiser: DenoiserKind = DenoiserKind.mlp
+    prediction: Prediction = Prediction.epsilon
+    history: int = 1
+    horizon: int = 8
+    execute: int = 8
+    observation_keys: tuple[str, ...] = ("state",)
+    num_levels: int = 100
+    num_steps: int = 10
+    mode: SamplingMode = SamplingMode.eta0
+    final_alpha: FinalAlpha = FinalAlpha.alpha_bar_0
+    sigma_min: float = 0.01
+    sigma_max: float = 0.8
+    clip_sample: float | None = 1.0
+    hidden_width: int = 256
+    num_blocks: int = 2
+    channels: tuple[int, ...] = (64, 128)
+    level_embedding: int = 64
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler this configuration describes. Raises PolicyError when there is none."""
+        return Sampler(
+            levels=leading_levels(self.num_levels, self.num_steps),
+            prediction=self.prediction,
+            num_levels=self.num_levels,
+            final_alpha=self.final_alpha,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            clip_sample=self.clip_sample,
+            mode=self.mode,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict of JSON types."""
+        return config_to_json(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DiffusionPolicyConfig:
+        """Inverse of `to_json`. Raises PolicyError on an unknown key or enum value."""
+        return cls(**config_fields_from_json(cls, data))
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """Plain dict of a flat configuration dataclass: enums by value, tuples as lists."""
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    return {key: value.value if isinstance(value, Enum) else value for key, value in plain.items()}
+
+
+def config_fields_from_json(config_class: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a flat configuration dataclass from JSON types; each field's default tells its type.
+
+    Raises:
+        PolicyError: an unknown key or enum value.
+    """
+    defaults = {f.name: f.default for f in fields(config_class)}
+    out = {}
+    for key, value in data.items():
+        where = f"{config_class.__name__}.{key}"
+        if key not in defaults:
+            raise PolicyError(where, expected="a known key", got=repr(key), hint=closest(key, defaults))
+        kind = type(defaults[key])
+        if issubclass(kind, Enum):
+            options = [str(member.value) for member in kind]
+            if value not in options:
+                raise PolicyError(where, expected=f"a {kind.__name__}", got=repr(value), hint=closest(value, options))
+        out[key] = kind(value) if issubclass(kind, (Enum, tuple)) else value
+    return out
+
+
+def check_chunk(*, history: int, horizon: int, execute: int) -> None:
+    """Raise PolicyError unless To >= 1 and 1 <= Ta <= Tp."""
+    if history < 1 or not 1 <= execute <= horizon:
+        raise PolicyError(
+            "policy configuration",
+            expected="history >= 1 and 1 <= execute <= horizon",
+            got=f"history {history}, execute {execute}, horizon {horizon}",
+            hint="execute is the part of the predicted chunk that is played.",
+        )
+
+
+def check_noise(noise: Float32[Array, "N draws Tp A"], shape: tuple[int, int, int]) -> None:
+    """Raise PolicyError unless `noise` is (N, *shape)."""
+    if tuple(noise.shape[1:]) != shape:
+        raise PolicyError(
+            "noise of a policy",
+            expected=f"shape (N, {', '.join(map(str, shape))}): (N, draws, Tp, A)",
+            got=str(tuple(noise.shape)),
+            hint="Draw it with policy.noise_shape; the number of draws depends on the sampling mode.",
+        )
+
+
+def action_bounds(spec: EnvSpec) -> tuple[Float32[Array, " A"], Float32[Array, " A"]]:
+    """Lowest and highest physical action; the largest float32 where the spec gives none."""
+    limit = torch.finfo(torch.float32).max
+    low = spec.action.low or (-limit,) * spec.action.size
+    high = spec.action.high or (limit,) * spec.action.size
+    return torch.tensor(low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)
+
+
+class DiffusionPolicy(nn.Module):
+    """A DenoisingPolicy. It keeps nothing between calls.
+
+    Args:
+        config: see DiffusionPolicyConfig.
+        spec: of the environment.
+        normalizer: with "action" (range) and every observation key (standard); becomes part of the policy.
+
+    Raises:
+        PolicyError: the configuration fits neither the spec nor the network.
+    """
+
+    action_low: torch.Tensor
+    action_high: torch.Tensor
+    alpha_bar: torch.Tensor
+
+    def __init__(self, config: DiffusionPolicyConfig, spec: EnvSpec, normalizer: Normalizer) -> None:
+        super().__init__()
+        check_chunk(history=config.history, horizon=config.horizon, execute=config.execute)
+        self.config = config
+        self.spec = spec
+        self.sampler = config.sampler
+        keys = tuple(config.observation_keys)
+        self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer)
+        self.denoiser = build_denoiser(config, action_size=spec.action.size, condition_size=self.encoder.size)
+        low, high = action_bounds(spec)
+        self.register_buffer("action_low", low, persistent=False)
+        self.register_buffer("action_high", high, persistent=False)
+        self.register_buffer("alpha_bar", squared_cosine_alpha_bar(config.num_levels), persistent=False)
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The normaliser that these weights were trained with."""
+        return self.encoder.normalizer
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(draws, Tp, A); draws depends on the sampling mode."""
+        return self.sampler.noise_draws, self.config.horizon, self.spec.action.size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.action_low.device
+
+    @property
+    def sampling(self) -> str:
+        """How it samples, for reports: mode and number of steps."""
+        return f"{self.sampler.mode.value}, {self.sampler.num_steps} steps"
+
+    def one_step_student(self, num_steps: int = 1) -> nn.Module:
+        """A student for `distill_onestep`; see OneStepPolicy.from_teacher."""
+        from .onestep import OneStepPolicy
+
+        return OneStepPolicy.from_teacher(self, num_steps)
+
+    def with_mode(self, mode: SamplingMode) -> DiffusionPolicy:
+        """The same weights (shared, not copied) under another sampling mode."""
+        # A shallow copy of a module shares the tables of its parameters and submodules.
+        other = copy.copy(self)
+        other.config = replace(self.config, mode=mode)
+        other.sampler = other.config.sampler
+        return other
+
+    def loss(self, window: Window, generator: torch.Generator) -> tuple[Float32[Array, ""], dict[str, float]]:
+        """Denoising loss, mean square over the valid elements of a batch; levels and noise from `generator`.
+
+        Returns:
+            The scalar, and {"denoise_mse"}.
+        """
+        x0 = self.normalizer.apply(ACTION, window.actions)
+        place = generator.device  # a CPU generator gives the same numbers whatever device trains
+        level = torch.randint(self.config.num_levels, (len(x0),), generator=generator, device=place).to(x0.device)
+        noise = torch.randn(x0.shape, generator=generator, device=place).to(x0.device)
+        output = self.denoiser(add_noise(x0, noise, level, self.alpha_bar), level, self.encode(window.observation))
+        target = noise if self.sampler.prediction is Prediction.epsilon else x0
+        weight = window.valid[:, :, None].expand_as(x0)
+        loss = ((output - target).square() * weight).sum() / weight.sum().clamp(min=1)
+        return loss, {"denoise_mse": float(loss.detach())}
+
+    def encode(self, observation: Observation) -> Float32[Array, "B C"]:
+        """Condition vector of the denoiser."""
+        condition: torch.Tensor = self.encoder(observation)
+        return condition
+
+    def reverse_step(
+        self, latent: Float32[Array, "B Tp A"], step: int, condition: Float32[Array, "B C"]
+    ) -> tuple[Float32[Array, "B Tp A"], float]:
+        """Mean and standard deviation of the next latent at step 0 (noisiest) .. K-1; with gradient."""
+        level = torch.full((latent.shape[0],), self.sampler.levels[step], dtype=torch.int64, device=latent.device)
+        return reverse_step(self.sampler, latent, self.denoiser(latent, level, condition), step)
+
+    @torch.no_grad()
+    def chain(self, observation: Observation, noise: Float32[Array, "B draws Tp A"]) -> DenoisingChain:
+        """All latents of one decision and their log-probabilities, without gradient; nothing is clipped."""
+        check_noise(noise, self.noise_shape)
+        condition = self.encode(observation)
+        return sample_chain(lambda latent, level: self.denoiser(latent, level, condition), noise, self.sampler)
+
+    @torch.no_grad()
+    def normalized_action(
+        self, observation: Observation, noise: Float32[Array, "B draws Tp A"]
+    ) -> Float32[Array, "B Tp A"]:
+        """Last latent of the chain, normalised and unclipped: what a critic scores and a student imitates."""
+        check_noise(noise, self.noise_shape)
+        return self._sample(self.encode(observation), noise)
+
+    def physical_action(self, normalized: Float32[Array, "B Tp A"]) -> Float32[Array, "B Tp A"]:
+        """Action to execute: clip to [-1, 1], un-normalise, clip to the spec's bounds."""
+        action = self.normalizer.invert(ACTION, normalized.clamp(-1, 1))
+        return torch.clamp(action, self.action_low, self.action_high)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:
+        """Choose the next chunk. Tensors on the policy's device, or numpy arrays; returns tensors.
+
+        Raises:
+            PolicyError: the noise or an observation has another shape than this policy wants.
+        """
+        device = self.action_low.device
+        observation = observation.map(lambda array: torch.as_tensor(array, device=device))
+        normalized = self.normalized_action(observation, torch.as_tensor(noise, device=device))
+        return ActionChunk(actions=self.physical_action(normalized), execute=self.config.execute)
+
+    def reset(self, mask: Bool[Array, " N"]) -> None:
+        """Nothing to forget: this policy keeps no state between decisions."""
+
+    def forward(self, arrays: dict[str, Any], noise: Float32[Array, "N draws Tp A"]) -> Float32[Array, "N Tp A"]:
+        """The whole policy as one graph, for export: float32 arrays (N, To, size) by key -> physical actions.
+
+        Same numbers as `act`: normaliser, all denoising steps and clips are inside; no state, no randomness.
+        """
+        return self.physical_action(self._sample(self.encoder.encode(arrays), noise))
+
+    def _sample(self, condition: Array, noise: Array) -> Array:
+        return sample_final(lambda latent, level: self.denoiser(latent, level, condition), noise, self.sampler)

@@ -1,0 +1,212 @@
+"""One-step policy: a student that jumps from noise to the chunk that its diffusion teacher would reach in K steps.
+
+Trained by same-noise regression (robot_rl.algorithms.consistency). The network has the teacher's shape, gets the
+teacher's first level, and its output is read as the clean sample, in training and in use alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from robot_rl.algorithms.consistency import check_teacher, same_noise_loss, student_sample, student_sampler
+from robot_rl.algorithms.diffusion import Prediction, Sampler, SamplingMode, leading_levels
+from robot_rl.arrays import Array, Bool, Float32
+from robot_rl.data.normalizer import Normalizer
+from robot_rl.types import ActionChunk, EnvSpec, Observation
+
+from .denoisers import DenoiserKind, build_denoiser
+from .diffusion import (
+    ACTION,
+    DiffusionPolicy,
+    action_bounds,
+    check_chunk,
+    check_noise,
+    config_fields_from_json,
+    config_to_json,
+)
+from .encoders import build_encoder
+
+
+@dataclass(frozen=True)
+class OneStepPolicyConfig:
+    """Configuration of a one-step policy; flat, JSON-able.
+
+    Attributes:
+        num_steps: network evaluations per decision, 1 to 4.
+        teacher_steps: K of the teacher; the student's levels are taken from the teacher's.
+        teacher_mode: which map of the teacher is imitated: eta0 (keeps modes) or mean (keeps the centre).
+        denoiser, history, horizon, execute, observation_keys, num_levels, hidden_width, num_blocks, channels,
+            level_embedding: as in DiffusionPolicyConfig, equal to the teacher's.
+    """
+
+    num_steps: int = 1
+    teacher_steps: int = 10
+    teacher_mode: SamplingMode = SamplingMode.eta0
+    denoiser: DenoiserKind = DenoiserKind.mlp
+    history: int = 1
+    horizon: int = 8
+    execute: int = 8
+    observation_keys: tuple[str, ...] = ("state",)
+    num_levels: int = 100
+    hidden_width: int = 256
+    num_blocks: int = 2
+    channels: tuple[int, ...] = (64, 128)
+    level_embedding: int = 64
+
+    @property
+    def sampler(self) -> Sampler:
+        """The student's sampler. Raises PolicyError for teacher_mode eta1 or an impossible number of steps."""
+        levels = leading_levels(self.num_levels, self.teacher_steps)
+        teacher = Sampler(
+            levels=levels, prediction=Prediction.sample, num_levels=self.num_levels, mode=self.teacher_mode
+        )
+        return student_sampler(teacher, self.num_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict of JSON types."""
+        return config_to_json(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> OneStepPolicyConfig:
+        """Inverse of `to_json`. Raises PolicyError on an unknown key or enum value."""
+        return cls(**config_fields_from_json(cls, data))
+
+
+def teacher_target(
+    teacher: DiffusionPolicy, observation: Observation, noise: Float32[Array, "B draws Tp A"]
+) -> Float32[Array, "B Tp A"]:
+    """What a student must reach from `noise`: the teacher's last latent, normalised and unclipped, no gradient.
+
+    Raises:
+        PolicyError: the teacher samples in mode eta1.
+    """
+    check_teacher(teacher.sampler)
+    target: torch.Tensor = teacher.normalized_action(observation, noise)
+    return target
+
+
+class OneStepPolicy(nn.Module):
+    """A Policy of one (or few) network evaluations. It keeps nothing between calls.
+
+    Args:
+        config: see OneStepPolicyConfig.
+        spec: of the environment.
+        normalizer: the teacher's.
+
+    Raises:
+        PolicyError: the configuration fits neither the spec nor the network.
+    """
+
+    action_low: torch.Tensor
+    action_high: torch.Tensor
+
+    def __init__(self, config: OneStepPolicyConfig, spec: EnvSpec, normalizer: Normalizer) -> None:
+        super().__init__()
+        check_chunk(history=config.history, horizon=config.horizon, execute=config.execute)
+        self.config = config
+        self.spec = spec
+        self.sampler = config.sampler
+        keys = tuple(config.observation_keys)
+        self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer)
+        self.denoiser = build_denoiser(config, action_size=spec.action.size, condition_size=self.encoder.size)
+        low, high = action_bounds(spec)
+        self.register_buffer("action_low", low, persistent=False)
+        self.register_buffer("action_high", high, persistent=False)
+
+    @classmethod
+    def from_teacher(cls, teacher: DiffusionPolicy, num_steps: int = 1) -> OneStepPolicy:
+        """A student with the teacher's shape, normaliser and weights (copied).
+
+        A teacher of noise prediction only lends its weights as a start: the student's output means the clean sample
+        from the first update on, so an untrained student of such a teacher is no policy yet.
+
+        Raises:
+            PolicyError: the teacher samples in mode eta1, or num_steps is impossible.
+        """
+        check_teacher(teacher.sampler)
+        shared = {f.name for f in fields(OneStepPolicyConfig)} & {f.name for f in fields(teacher.config)} - {
+            "num_steps"
+        }
+        config = OneStepPolicyConfig(
+            num_steps=num_steps,
+            teacher_steps=teacher.config.num_steps,
+            teacher_mode=teacher.config.mode,
+            **{name: getattr(teacher.config, name) for name in shared},
+        )
+        student = cls(config, teacher.spec, copy.deepcopy(teacher.normalizer)).to(teacher.action_low.device)
+        student.denoiser.load_state_dict(teacher.denoiser.state_dict())
+        return student
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The normaliser that these weights were trained with."""
+        return self.encoder.normalizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.action_low.device
+
+    @property
+    def sampling(self) -> str:
+        """How it samples, for reports."""
+        return f"one-step head, {self.sampler.num_steps} of {self.config.teacher_steps} steps"
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(1, Tp, A)."""
+        return self.sampler.noise_draws, self.config.horizon, self.spec.action.size
+
+    def loss(
+        self, observation: Observation, noise: Float32[Array, "B 1 Tp A"], target: Float32[Array, "B Tp A"]
+    ) -> tuple[Float32[Array, ""], dict[str, float]]:
+        """Same-noise regression to `target` (see teacher_target), which came from the same observation and noise.
+
+        Returns:
+            The scalar, and {"distill_mse"}, in normalised units.
+        """
+        return same_noise_loss(self._sample(self.encoder(observation), noise), target)
+
+    @torch.no_grad()
+    def normalized_action(
+        self, observation: Observation, noise: Float32[Array, "B 1 Tp A"]
+    ) -> Float32[Array, "B Tp A"]:
+        """Chosen chunk, normalised and unclipped."""
+        check_noise(noise, self.noise_shape)
+        return self._sample(self.encoder(observation), noise)
+
+    def physical_action(self, normalized: Float32[Array, "B Tp A"]) -> Float32[Array, "B Tp A"]:
+        """Action to execute: clip to [-1, 1], un-normalise, clip to the spec's bounds."""
+        action = self.normalizer.invert(ACTION, normalized.clamp(-1, 1))
+        return torch.clamp(action, self.action_low, self.action_high)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, noise: Float32[Array, "N 1 Tp A"]) -> ActionChunk:
+        """Choose the next chunk. Tensors on the policy's device, or numpy arrays; returns tensors.
+
+        Raises:
+            PolicyError: the noise or an observation has another shape than this policy wants.
+        """
+        device = self.action_low.device
+        observation = observation.map(lambda array: torch.as_tensor(array, device=device))
+        normalized = self.normalized_action(observation, torch.as_tensor(noise, device=device))
+        return ActionChunk(actions=self.physical_action(normalized), execute=self.config.execute)
+
+    def reset(self, mask: Bool[Array, " N"]) -> None:
+        """Nothing to forget: this policy keeps no state between decisions."""
+
+    def forward(self, arrays: dict[str, Any], noise: Float32[Array, "N 1 Tp A"]) -> Float32[Array, "N Tp A"]:
+        """The whole policy as one graph, for export: float32 arrays (N, To, size) by key -> physical actions.
+
+        Same numbers as `act`: normaliser, all steps and clips are inside; no state, no randomness.
+        """
+        return self.physical_action(self._sample(self.encoder.encode(arrays), noise))
+
+    def _sample(self, condition: Array, noise: Array) -> Array:
+        return student_sample(lambda latent, level: self.denoiser(latent, level, condition), noise, self.sampler)

@@ -1,0 +1,279 @@
+"""EpisodeStore: episodes on disk in the layout of diffusion_policy's replay_buffer.zarr, append-only and crash-safe.
+
+    demos.zarr/                  zarr format 2
+      data/<key>                 all steps of all episodes, one after the other
+      meta/episode_ends          int64, where each episode ends (exclusive)
+      meta/...                   ours: success, seed, source, uuid, checksums, final observations, JSON text
+      .zattrs                    schema version, EnvSpec, software
+      .journal/                  while a writer is open or after it died: rows of an append that is not finished
+
+An append writes the rows to a journal, then into the arrays, and `.zarray` of episode_ends last: its shape is what
+commits. A kill or power cut at any moment leaves the committed episodes whole; the next open for append repeats an
+append that was cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from robot_rl.arrays import Array, Bool, Int64
+from robot_rl.data import episode_rows as er
+from robot_rl.data.committed import CommittedArrays
+from robot_rl.data.journal import WriterLock, journal_directory, pending_journals
+from robot_rl.data.store_attributes import read_attributes, require_store, store_attributes
+from robot_rl.data.zarr_layout import sync_directory, write_files
+from robot_rl.errors import DataError, closest
+from robot_rl.types import EnvSpec, Episode
+
+_log = logging.getLogger(__name__)
+
+
+class EpisodeStore:
+    """A store of episodes. Make one with `create`, `open` or `open_or_create`; use as a context manager or `close`.
+
+    One process appends; any number read. A reader sees the episodes that were committed when it was opened.
+    """
+
+    def __init__(self, path: Path, *, lock: WriterLock | None) -> None:
+        """Read an existing store; use `open` instead, which also takes the lock."""
+        self._path, self._lock = path, lock
+        self._spec, self._metadata = read_attributes(path)
+        self._committed = CommittedArrays(path, self._spec)
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], spec: EnvSpec, *, metadata: Mapping[str, Any] | None = None
+    ) -> EpisodeStore:
+        """Make an empty store and open it for append. It appears at `path` whole or not at all.
+
+        Args:
+            path: a directory that does not exist, or is empty.
+            spec: of the environment or robot the episodes come from.
+            metadata: JSON types, about the whole store.
+
+        Raises:
+            DataError: when something is at `path`, or the spec or metadata can't be stored.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise DataError(
+                f"{path}",
+                expected="a path with nothing there",
+                got="a file or a directory that is not empty",
+                hint="Nothing is ever overwritten: choose another path, or use open_or_create to append.",
+            )
+        attributes = store_attributes(spec, metadata or {})
+        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        files = {unfinished / group / ".zgroup": b'{"zarr_format": 2}' for group in ("", "data", "meta")}
+        files |= dict(array.metadata_file(0) for array in er.array_layout(spec, unfinished).values())
+        files[unfinished / ".zattrs"] = attributes
+        try:
+            for directory in {file.parent for file in files} | {journal_directory(unfinished)}:
+                directory.mkdir(parents=True, exist_ok=True)
+            write_files(files, journal_directory(unfinished), on_error=_not_created)
+            journal_directory(unfinished).rmdir()
+            os.rename(unfinished, path)
+            sync_directory(path.parent, on_error=_not_created)
+        except OSError as error:
+            raise _not_created(path, len(attributes), error) from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return cls.open(path, mode="a")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, mode: Literal["r", "a"] = "r") -> EpisodeStore:
+        """Open a store to read ("r") or to append ("a"), which finishes an append that was cut off.
+
+        Raises:
+            DataError: when there is no store, it is damaged or foreign, or (mode "a") another writer has it.
+        """
+        path = Path(path)
+        if mode not in ("r", "a"):
+            raise DataError(f"{path}", expected="mode 'r' or 'a'", got=repr(mode), hint="A store is never overwritten.")
+        require_store(path)
+        if mode == "r":
+            store = cls(path, lock=None)
+            if pending := pending_journals(path):
+                _log.info("%s: an append is under way or was cut off (%s); mode='a' finishes it", path, pending[0].name)
+            return store
+        lock = WriterLock(path)
+        try:
+            store = cls(path, lock=lock)
+            store._committed.recover()
+        except BaseException:
+            lock.release()
+            raise
+        return store
+
+    @classmethod
+    def open_or_create(
+        cls, path: str | os.PathLike[str], spec: EnvSpec, *, metadata: Mapping[str, Any] | None = None
+    ) -> EpisodeStore:
+        """Open for append, or create; `metadata` is used only when the store is new.
+
+        Raises:
+            DataError: as `open` and `create`; with a line per difference when the stored spec is not `spec`.
+        """
+        path = Path(path)
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return cls.create(path, spec, metadata=metadata)
+        store = cls.open(path, mode="a")
+        if differences := er.schema_differences(store.spec.to_json(), spec.to_json()):
+            store.close()
+            raise DataError(
+                f"{path}",
+                expected="episodes of the same spec",
+                got=f"{len(differences)} differences:\n  " + "\n  ".join(differences) + "\n",
+                hint="Write these episodes to a store of their own.",
+            )
+        return store
+
+    @property
+    def path(self) -> Path:
+        """Directory of the store."""
+        return self._path
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Spec of the environment or robot."""
+        return self._spec
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the whole store."""
+        return dict(self._metadata)
+
+    @property
+    def episode_ends(self) -> Int64[Array, " E"]:
+        """Where each episode ends in the arrays of `load`, exclusive."""
+        return self._committed.index[er.ENDS].copy()
+
+    @property
+    def lengths(self) -> Int64[Array, " E"]:
+        """Steps of each episode."""
+        return np.diff(self._committed.index[er.ENDS], prepend=0)
+
+    @property
+    def success(self) -> Bool[Array, " E"]:
+        """Whether each episode had success at any step (success_once)."""
+        return self._committed.index[er.SUCCESS].copy()
+
+    @property
+    def seeds(self) -> Int64[Array, " E"]:
+        """Seed of each episode; -1 where its metadata has none."""
+        return self._committed.index[er.SEED].copy()
+
+    def __len__(self) -> int:
+        return len(self._committed)
+
+    def append(self, episode: Episode) -> int:
+        """Add one episode; it is durable when this returns its index.
+
+        Raises:
+            DataError: for a bad episode or a full disk; the episodes before it are untouched.
+        """
+        return self.append_many([episode])[0]
+
+    def append_many(self, episodes: Sequence[Episode]) -> list[int]:
+        """Add episodes in one commit: all or none, and much faster than one by one.
+
+        Raises:
+            DataError: for a bad episode or a full disk; the episodes before them are untouched.
+        """
+        if self._lock is None:
+            raise DataError(
+                f"{self._path}",
+                expected="a store that is open for append",
+                got="one that is closed or opened with mode='r'",
+                hint="Use EpisodeStore.open(path, mode='a').",
+            )
+        self._committed.recover()
+        first = len(self)
+        for offset, episode in enumerate(episodes):
+            er.check_episode(episode, self._spec, first + offset)
+        if episodes:
+            step, byte = (self._committed.rows_before(first, name) for name in ("data/action", er.TEXT))
+            rows = er.episode_rows(episodes, self._spec, first_episode=first, first_step=step, first_byte=byte)
+            self._committed.append(rows)
+        return list(range(first, len(self)))
+
+    def episode(self, index: int) -> Episode:
+        """Read one episode.
+
+        Raises:
+            DataError: when there is no such episode, or it is damaged.
+        """
+        if not 0 <= index < len(self):
+            raise DataError(
+                f"{self._path}",
+                expected=f"an episode index in 0..{len(self) - 1}",
+                got=f"{index}",
+                hint=f"The store holds {len(self)} episodes.",
+            )
+        rows = {key: self._committed.rows(key, index, index + 1) for key in self._committed.names}
+        return er.episode_from_rows(rows, self._committed.text(index), self._spec)
+
+    def load(self, keys: Sequence[str]) -> dict[str, Array]:
+        """Whole arrays, checked: observation keys and "action", "reward", "success", "source", "timestamp", "done",
+        "truncated" over all steps (S, ...), and "final/<observation key>" over episodes (E, ...).
+
+        Raises:
+            DataError: for an unknown key or a damaged array.
+        """
+        names = self._committed.names
+        for key in keys:
+            if key not in names:
+                raise DataError(
+                    f"{self._path}", expected="a key of this store", got=repr(key), hint=closest(key, names)
+                )
+        return {key: self._committed.rows(key, 0, len(self)) for key in keys}
+
+    def content_hash(self) -> str:
+        """SHA-256 over spec, lengths and checksums: equal for equal episodes in equal order; reads no data."""
+        content = hashlib.sha256(json.dumps(self._spec.to_json(), sort_keys=True).encode())
+        content.update(self._committed.index[er.ENDS].tobytes())
+        # Without the last column, which covers the random ids of episodes.
+        content.update(np.ascontiguousarray(self._committed.index[er.CRC][:, :-1]).tobytes())
+        return content.hexdigest()
+
+    def verify(self) -> None:
+        """Read everything and compare with the checksums.
+
+        Raises:
+            DataError: naming the first damaged array and episode.
+        """
+        self._committed.verify()
+
+    def close(self) -> None:
+        """Give the writer's lock back; nothing is buffered."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> EpisodeStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _not_created(path: Path, size: int, error: OSError) -> DataError:
+    return DataError(
+        f"{path}",
+        expected=f"to write {size} bytes",
+        got=f"{error.strerror or error}",
+        hint="Check permissions and free disk space. No store was made.",
+    )
