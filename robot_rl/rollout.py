@@ -257,7 +257,9 @@ def summarize(records: list[EpisodeRecord]) -> dict[str, Any]:
     number = len(records)
     at_reset = [record.seed for record in records if record.success_at_reset]
     if at_reset:
-        log.warning("%d of %d episodes were solved at reset, before any action: seeds %s", len(at_reset), number, at_reset)
+        log.warning(
+            "%d of %d episodes were solved at reset, before any action: seeds %s", len(at_reset), number, at_reset
+        )
     starts = {record.initial_state for record in records}
     if number > 1 and len(starts) == 1:
         log.warning("all %d episodes began in the same state: the success rate says nothing about other starts", number)

@@ -106,7 +106,7 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
             file.flush()
             if config.keep is Keep.all or record.success_once:
                 step = store.append(episode) + 1
-                values = {"success_once": record.success_once, "length_steps": record.length}
+                values: dict[str, float] = {"success_once": record.success_once, "length_steps": record.length}
                 values |= {"total_reward": record.total_reward}
                 metrics.write(step, {f"collect/{name}": float(value) for name, value in values.items()})
                 progress.advance(1, f"{sum(r.success_once for r in records)}/{len(records)} succeeded")

@@ -118,7 +118,10 @@ def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
 
     last: dict[str, float] = {}
     documents = {
-        "policy": {"_target_": f"{type(student).__module__}.{type(student).__qualname__}", "config": student.config.to_json()},
+        "policy": {
+            "_target_": f"{type(student).__module__}.{type(student).__qualname__}",
+            "config": student.config.to_json(),
+        },
         "spec": spec.to_json(),
         "normalizer": saved.documents["normalizer"],
         "teacher": {"path": str(saved.path), "mode": teacher.sampling, "data": saved.documents.get("data")},
@@ -160,7 +163,9 @@ def _teacher_episodes(config: DistillConfig, teacher: Any, run: RunDirectory) ->
     """The store of the teacher's episodes, completed when an earlier run was killed."""
     env = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=teacher.config.history)
     check_spec(teacher.spec, env.spec, where=config.teacher)
-    store = EpisodeStore.open_or_create(str(run.path / "teacher_rollouts.zarr"), env.spec, metadata={"collector": "teacher"})
+    store = EpisodeStore.open_or_create(
+        str(run.path / "teacher_rollouts.zarr"), env.spec, metadata={"collector": "teacher"}
+    )
     wanted = range(config.rollout_first_seed, config.rollout_first_seed + config.rollout_episodes)
     done = {int(seed) for seed in store.seeds}
     actor = PolicyActor(teacher, NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=teacher.noise_shape))

@@ -150,7 +150,8 @@ def load_any_policy(config: EvaluateConfig) -> Any:
 
 
 def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[PolicyActor, dict[str, Any]]:
-    rule = config.noise_rule or getattr(policy, "noise_rule", NoiseRule.seeded)
+    own: NoiseRule = getattr(policy, "noise_rule", NoiseRule.seeded)
+    rule = own if config.noise_rule is None else config.noise_rule
     seed = getattr(policy, "noise_seed", 0) if config.noise_seed is None else config.noise_seed
     noise = NoiseSource(rule=rule, seed=seed, shape=policy.noise_shape)
     described = {

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,9 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
     cases = {"random": random_observations(policy, recorded, seed=config.seed), "recorded": recorded}
     parity = {name: parity_errors(policy, exported, case, seed=config.seed) for name, case in cases.items()}
     worst = max(error for errors in parity.values() for error in errors.values())
-    run.write_json("export/parity.json", {"tolerance": config.tolerance, "max_error": worst, "cases": PARITY_CASES, **parity})
+    run.write_json(
+        "export/parity.json", {"tolerance": config.tolerance, "max_error": worst, "cases": PARITY_CASES, **parity}
+    )
     if not worst <= config.tolerance:
         rejected = path.with_suffix(".onnx.rejected")
         os.replace(temporary, rejected)
@@ -140,7 +143,8 @@ def write_onnx(policy: Any, path: Path, *, metadata: dict[str, str]) -> None:
     graph = PolicyGraph(policy).eval()
     # A batch of 2: torch.export makes a batch of 1 static (pytorch #133653).
     inputs = [
-        torch.zeros(2, policy.config.history, *policy.spec.observation[key].shape, dtype=_dtype(policy, key)) for key in graph.keys
+        torch.zeros(2, policy.config.history, *policy.spec.observation[key].shape, dtype=_dtype(policy, key))
+        for key in graph.keys
     ]
     inputs.append(torch.zeros(2, *policy.noise_shape))
     batch = torch.export.Dim("batch", min=1, max=4096)
@@ -162,7 +166,7 @@ def _dtype(policy: Any, key: str) -> torch.dtype:
     return torch.uint8 if policy.spec.observation[key].dtype == "uint8" else torch.float32
 
 
-def _metadata(config: ExportConfig, policy: Any, spec: dict[str, Any], documents: dict[str, Any]) -> dict[str, str]:
+def _metadata(config: ExportConfig, policy: Any, spec: dict[str, Any], documents: Mapping[str, Any]) -> dict[str, str]:
     plain = {
         "spec": spec,
         "joint_names": list(policy.spec.joint_names),

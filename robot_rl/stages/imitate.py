@@ -141,7 +141,10 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     if env is not None:
         env.close()
     summary = {"metrics": dict(last), "parameters": size, "seconds": time.monotonic() - began, "dataset_hash": content}
-    summary |= {"training_windows": training.num_windows, "near_constant": normalizer.near_constant()}
+    summary |= {
+        "training_windows": training.num_windows,
+        "near_constant": {key: normalizer.near_constant(key) for key in normalizer.keys},
+    }
     run.write_json("summary.json", summary)
     return summary
 

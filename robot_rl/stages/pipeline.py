@@ -42,6 +42,7 @@ class PipelineConfig:
     Attributes:
         task: short name, for directories and tables.
         env, expert, policy: components, as in the stages.
+        dataset: of the demonstrations; empty: demonstrations.zarr in the pipeline's own run directory.
         collect, imitate, distill_onestep, export, evaluate: configuration of the stages; what joins them (env, dataset,
             policy paths) is filled in here.
         seed: of every stage.
@@ -53,7 +54,8 @@ class PipelineConfig:
     env: dict[str, Any] = field(default_factory=dict)
     expert: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
-    collect: CollectConfig = field(default_factory=lambda: CollectConfig(dataset=""))
+    dataset: str = ""
+    collect: CollectConfig = field(default_factory=CollectConfig)
     imitate: ImitateConfig = field(default_factory=ImitateConfig)
     distill_onestep: DistillConfig = field(default_factory=DistillConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -69,7 +71,7 @@ CONFIG = PipelineConfig
 def run(config: PipelineConfig, run: RunDirectory) -> dict[str, Any]:
     """Run the stages that are not finished and write summary.json."""
     chain = _Chain(config, run)
-    dataset = config.collect.dataset or str(run.path / "demonstrations.zarr")
+    dataset = config.dataset or str(run.path / "demonstrations.zarr")
     shared: dict[str, Any] = {"env": config.env, "seed": config.seed}
 
     demos = chain.stage(

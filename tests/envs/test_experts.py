@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+
 from robot_rl.envs.expert_flaws import EpisodeFlaws
 from robot_rl.envs.experts import ExpertConfig, ScriptedExpert
-
 from robot_rl.errors import ConfigError, EnvError
 from robot_rl.types import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec, Observation
 

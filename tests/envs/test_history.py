@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from robot_rl.envs.history import Frame, HistoryEnv
 
 from robot_rl.contracts import VectorEnv
+from robot_rl.envs.history import Frame, HistoryEnv
 from robot_rl.errors import EnvError
 from robot_rl.types import ActionChunk, ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 

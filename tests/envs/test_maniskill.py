@@ -13,11 +13,10 @@ import torch
 
 pytest.importorskip("mani_skill")
 
+from robot_rl.contracts import VectorEnv
 from robot_rl.envs import headless
 from robot_rl.envs.history import HistoryEnv
 from robot_rl.envs.maniskill import ManiSkillConfig, RewardMode, make_env
-
-from robot_rl.contracts import VectorEnv
 from robot_rl.errors import EnvError
 from robot_rl.types import ActionChunk, ActionKind, DeltaReference, EnvSpec
 

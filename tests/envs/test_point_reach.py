@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from robot_rl.envs.point_reach import PointReachConfig, PointReachExpert, PointReachExpertConfig, PointReward, make_env
 
 from robot_rl.contracts import VectorEnv
+from robot_rl.envs.point_reach import PointReachConfig, PointReachExpert, PointReachExpertConfig, PointReward, make_env
 from robot_rl.types import ActionChunk, EnvSpec, Observation
 
 

@@ -7,13 +7,13 @@ from functools import cache
 
 import pytest
 import torch
-from robot_rl.policies.denoisers import DenoiserKind
-from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
-from robot_rl.policies.onestep import OneStepPolicy, teacher_target
 from torch import nn
 
 from robot_rl.algorithms.diffusion import Prediction
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
+from robot_rl.policies.denoisers import DenoiserKind
+from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
+from robot_rl.policies.onestep import OneStepPolicy, teacher_target
 from robot_rl.types import (
     ActionKind,
     ActionSemantics,

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from robot_rl.policies.denoisers import DenoiserKind, LevelEmbedding, ResidualMlp, UNet1d, build_denoiser
-from robot_rl.policies.diffusion import DiffusionPolicyConfig
-from robot_rl.policies.ema import Ema
 from torch import nn
 
 from robot_rl.errors import PolicyError
+from robot_rl.policies.denoisers import DenoiserKind, LevelEmbedding, ResidualMlp, UNet1d, build_denoiser
+from robot_rl.policies.diffusion import DiffusionPolicyConfig
+from robot_rl.policies.ema import Ema
 
 NETWORKS = [
     (DenoiserKind.mlp, 8, (64, 128)),

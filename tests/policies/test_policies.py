@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from robot_rl.policies.denoisers import DenoiserKind
-from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
-from robot_rl.policies.encoders import build_encoder
-from robot_rl.policies.onestep import OneStepPolicy, OneStepPolicyConfig, teacher_target
 from torch import nn
 
 from robot_rl.algorithms.diffusion import FinalAlpha, Prediction, SamplingMode, add_noise, step_log_prob
 from robot_rl.contracts import Policy
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
 from robot_rl.errors import PolicyError
+from robot_rl.policies.denoisers import DenoiserKind
+from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
+from robot_rl.policies.encoders import build_encoder
+from robot_rl.policies.onestep import OneStepPolicy, OneStepPolicyConfig, teacher_target
 from robot_rl.types import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec, Observation, Window
 
 STATE, PROPRIO, ACTION, HISTORY, HORIZON = 6, 4, 3, 2, 8

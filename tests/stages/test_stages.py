@@ -49,9 +49,10 @@ def test_collect_does_not_depend_on_num_envs_and_continues(place: Path, tmp_path
     robot_rl(*words, "num_episodes=30", "num_envs=1", cwd=tmp_path)
     from robot_rl.data.store import EpisodeStore
 
-    with EpisodeStore.open(str(tmp_path / "demos.zarr"), mode="r") as here, EpisodeStore.open(
-        str(place / "demos.zarr"), mode="r"
-    ) as there:
+    with (
+        EpisodeStore.open(str(tmp_path / "demos.zarr"), mode="r") as here,
+        EpisodeStore.open(str(place / "demos.zarr"), mode="r") as there,
+    ):
         assert here.content_hash() == there.content_hash()
         assert here.seeds.tolist() == list(range(30))
         assert here.success.all()
@@ -102,7 +103,12 @@ def test_the_chain_learns_and_every_form_of_the_policy_agrees(place: Path) -> No
     robot_rl("export", f"policy={student}", "dataset=demos.zarr", "latency_calls=20", cwd=place)
     onnx = only_run(place, "_export_") / "export/policy.onnx"
     tables = {}
-    for name, policy, num_envs in (("torch", student, 5), ("onnx", onnx, 5), ("onnx_1", onnx, 1), ("teacher", teacher, 5)):
+    for name, policy, num_envs in (
+        ("torch", student, 5),
+        ("onnx", onnx, 5),
+        ("onnx_1", onnx, 1),
+        ("teacher", teacher, 5),
+    ):
         robot_rl(
             "evaluate", *POINT, f"policy={policy}", "num_episodes=20", f"num_envs={num_envs}", f"run_root=runs_{name}",
             cwd=place,
