@@ -80,7 +80,8 @@ def pick_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        available = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available())
+        on_gpu = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+        available = device.type == "cpu" or on_gpu
     except RuntimeError:
         available = False
     if not available:

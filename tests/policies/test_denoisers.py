@@ -11,7 +11,6 @@ from torch import nn
 from robot_rl.errors import PolicyError
 from robot_rl.policies.denoisers import DenoiserKind, LevelEmbedding, ResidualMlp, UNet1d, build_denoiser
 from robot_rl.policies.diffusion import DiffusionPolicyConfig
-from robot_rl.policies.ema import Ema
 
 NETWORKS = [
     (DenoiserKind.mlp, 8, (64, 128)),
@@ -115,46 +114,3 @@ def test_default_mlp_size_by_hand() -> None:
 def set_weight(module: nn.Linear, value: float) -> None:
     with torch.no_grad():
         module.weight.fill_(value)
-
-
-def test_ema_of_power_one_is_the_plain_mean() -> None:
-    """d = 1 - 1/(1 + i): after n updates the average is the mean of the n weights; the start is forgotten."""
-    module = nn.Linear(1, 1, bias=False)
-    set_weight(module, 99.0)
-    ema = Ema(module, power=1.0, max_decay=1.0)
-    values = [1.0, 4.0, -2.0, 7.0, 0.5]
-    for count, value in enumerate(values, start=1):
-        set_weight(module, value)
-        ema.update(module)
-        assert float(ema.module.weight) == pytest.approx(sum(values[:count]) / count, rel=1e-6)
-    assert not ema.module.weight.requires_grad
-
-
-def test_ema_schedule_and_cap() -> None:
-    module = nn.Linear(1, 1, bias=False)
-    set_weight(module, 0.0)
-    ema = Ema(module, power=0.75, max_decay=0.6)
-    decays = []
-    for _ in range(6):
-        decays.append(ema.decay)
-        ema.update(module)
-        set_weight(module, 1.0)
-    expected = [min(0.6, 1 - (1 + i) ** -0.75) for i in range(6)]
-    assert decays == pytest.approx(expected)
-    assert expected[0] == 0.0
-    assert expected[-1] == 0.6
-    # From 0 toward a constant 1 (from update 1 on) the distance is the product of the decays.
-    assert 1 - float(ema.module.weight) == pytest.approx(math.prod(expected[1:]), rel=1e-5)
-
-
-def test_ema_survives_saving_and_copies_buffers() -> None:
-    module = nn.BatchNorm1d(2)  # a module with buffers
-    ema = Ema(module)
-    for _ in range(3):
-        module(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
-        ema.update(module)
-    torch.testing.assert_close(ema.module.running_mean, module.running_mean)
-    other = Ema(nn.BatchNorm1d(2))
-    other.load_state_dict(ema.state_dict())
-    assert other.decay == ema.decay == pytest.approx(1 - 4**-0.75)
-    torch.testing.assert_close(other.module.running_mean, ema.module.running_mean)
