@@ -14,7 +14,8 @@ import torch
 
 from robot_rl.arrays import Array, Bool, Float64, Int64
 from robot_rl.errors import EnvError, closest
-from robot_rl.types import ActionChunk, EnvSpec, Observation
+from robot_rl.specs import EnvSpec
+from robot_rl.types import ActionChunk, Observation
 
 from .expert_flaws import EpisodeFlaws, ExpertConfig, Slips, noise_stream
 from .expert_rules import Command, Scene, pick, shove, stack

@@ -14,7 +14,8 @@ import torch
 
 from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.errors import EnvError
-from robot_rl.types import ActionChunk, EnvSpec, Observation, StepResult
+from robot_rl.specs import EnvSpec
+from robot_rl.types import ActionChunk, Observation, StepResult
 
 _IDLE = -1
 _TIME = "time"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from robot_rl.errors import EnvError
-from robot_rl.types import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 
 _IMAGE = "image/"
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from robot_rl.arrays import Array, Bool, Float32, Int64
-from robot_rl.types import ActionChunk, ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec, Observation
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.types import ActionChunk, Observation
 
 from .history import Frame, HistoryEnv
 

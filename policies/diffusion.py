@@ -31,7 +31,8 @@ from robot_rl.algorithms.diffusion import (
 from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import PolicyError, closest
-from robot_rl.types import ActionChunk, DenoisingChain, EnvSpec, Observation, Window
+from robot_rl.specs import EnvSpec
+from robot_rl.types import ActionChunk, DenoisingChain, Observation, Window
 
 from .denoisers import DenoiserKind, build_denoiser
 from .encoders import build_encoder

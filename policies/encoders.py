@@ -14,7 +14,8 @@ from torch import nn
 from robot_rl.arrays import Array, Float32
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import PolicyError, closest
-from robot_rl.types import EnvSpec, Observation
+from robot_rl.specs import EnvSpec
+from robot_rl.types import Observation
 
 LOW_DIMENSIONAL = ("proprio", "state")
 

@@ -18,7 +18,8 @@ from robot_rl.algorithms.consistency import check_teacher, same_noise_loss, stud
 from robot_rl.algorithms.diffusion import Prediction, Sampler, SamplingMode, leading_levels
 from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.data.normalizer import Normalizer
-from robot_rl.types import ActionChunk, EnvSpec, Observation
+from robot_rl.specs import EnvSpec
+from robot_rl.types import ActionChunk, Observation
 
 from .denoisers import DenoiserKind, build_denoiser
 from .diffusion import (

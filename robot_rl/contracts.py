@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from robot_rl.arrays import Array, Bool, Float32, Int64
-from robot_rl.types import ActionChunk, EnvSpec, Observation, StepResult
+from robot_rl.specs import EnvSpec
+from robot_rl.types import ActionChunk, Observation, StepResult
 
 
 @runtime_checkable

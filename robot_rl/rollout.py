@@ -22,7 +22,8 @@ from robot_rl.algorithms.statistics import proportion
 from robot_rl.arrays import Array, Bool, Int64
 from robot_rl.contracts import Policy, VectorEnv
 from robot_rl.deploy.noise import NoiseSource
-from robot_rl.types import ActionChunk, EnvSpec, Episode, Observation, Source, StepResult
+from robot_rl.specs import EnvSpec
+from robot_rl.types import ActionChunk, Episode, Observation, Source, StepResult
 
 log = logging.getLogger(__name__)
 

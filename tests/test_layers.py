@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = ("envs", "policies", "hardware")
 LAYERS = (
-    {"types", "errors", "arrays"},
+    {"types", "specs", "errors", "arrays"},
     {"contracts", "algorithms", "data", "deploy"},
     {"checks", "rollout", "runs"},
     {"stages"},
@@ -35,7 +35,7 @@ OPTIONAL = {
     "diffusers",
 }
 # Parts that a robot computer loads: numpy and the standard library.
-TORCH_FREE = {"types", "errors", "arrays", "deploy", "cli", "cli_help"}
+TORCH_FREE = {"types", "specs", "errors", "arrays", "deploy", "cli", "cli_help"}
 
 
 @dataclass(frozen=True)

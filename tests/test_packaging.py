@@ -87,7 +87,7 @@ sys.meta_path.insert(0, OnlyBase())
 for name in sys.argv[1:]:
     importlib.import_module(name)
 assert "torch" not in sys.modules and "jaxtyping" not in sys.modules
-from robot_rl.types import ArraySpec
+from robot_rl.specs import ArraySpec
 import numpy as np
 ArraySpec("x", (2,)).validate(np.zeros((3, 2), np.float32), where="here")
 print("done")

@@ -17,7 +17,7 @@ from robot_rl.data import episode_rows as er
 from robot_rl.data.journal import journal_directory, pending_journals, read_journal, sweep, write_journal
 from robot_rl.data.zarr_layout import refuse_mixed_formats, write_files
 from robot_rl.errors import DataError
-from robot_rl.types import EnvSpec
+from robot_rl.specs import EnvSpec
 
 # A disk that is full to the last byte takes the rest of the machine down with it.
 RESERVED_DISK_BYTES = 64 * 1024**2

@@ -19,7 +19,8 @@ import numpy as np
 from robot_rl.arrays import Array, Int64
 from robot_rl.data.zarr_layout import IMAGE_CODEC, LOW_DIM_CODEC, ZarrArray
 from robot_rl.errors import DataError
-from robot_rl.types import EnvSpec, Episode, Source
+from robot_rl.specs import EnvSpec
+from robot_rl.types import Episode, Source
 
 ENDS = "meta/episode_ends"
 SUCCESS = "meta/episode_success"

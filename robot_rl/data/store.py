@@ -34,7 +34,8 @@ from robot_rl.data.journal import WriterLock, journal_directory, pending_journal
 from robot_rl.data.store_attributes import read_attributes, require_store, store_attributes
 from robot_rl.data.zarr_layout import sync_directory, write_files
 from robot_rl.errors import DataError, closest
-from robot_rl.types import EnvSpec, Episode
+from robot_rl.specs import EnvSpec
+from robot_rl.types import Episode
 
 _log = logging.getLogger(__name__)
 

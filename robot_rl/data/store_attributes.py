@@ -11,7 +11,7 @@ from robot_rl import __version__
 from robot_rl.data import episode_rows as er
 from robot_rl.data.zarr_layout import read_json, refuse_mixed_formats
 from robot_rl.errors import DataError
-from robot_rl.types import EnvSpec
+from robot_rl.specs import EnvSpec
 
 SCHEMA = "robot_rl.episodes"
 SCHEMA_VERSION = 1

@@ -18,7 +18,8 @@ import numpy as np
 from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import DeployError
-from robot_rl.types import ActionChunk, EnvSpec, Observation
+from robot_rl.specs import EnvSpec
+from robot_rl.types import ActionChunk, Observation
 
 FORMAT = "robot-rl policy 1"
 

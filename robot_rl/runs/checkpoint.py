@@ -25,7 +25,7 @@ from torch import Tensor
 from robot_rl.errors import ConfigError, PolicyError, RunError, closest
 from robot_rl.runs.config import validate_component
 from robot_rl.runs.directory import read_json, sync_folder, write_json, write_synced
-from robot_rl.types import EnvSpec
+from robot_rl.specs import EnvSpec
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step_(\d+)")

@@ -27,7 +27,7 @@ from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
-from robot_rl.types import EnvSpec
+from robot_rl.specs import EnvSpec
 
 log = logging.getLogger(__name__)
 

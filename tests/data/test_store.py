@@ -17,7 +17,8 @@ import pytest
 
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import DataError
-from robot_rl.types import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec, Episode
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.types import Episode
 
 SPEC = EnvSpec(
     env_id="StoreTest-v1",

@@ -25,7 +25,8 @@ CHILD = """
 import sys
 import numpy as np
 from robot_rl.data.store import EpisodeStore
-from robot_rl.types import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec, Episode
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.types import Episode
 
 KEYS = {"proprio": ArraySpec("proprio", (40,)), "image/cam": ArraySpec("image/cam", (24, 24, 3), "uint8")}
 SEMANTICS = ActionSemantics(ActionKind.delta, DeltaReference.target, "joint", "none", "none", "pd")

@@ -11,7 +11,8 @@ import torch
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import StepArrays, WindowSampler, split_by_episode
 from robot_rl.errors import DataError
-from robot_rl.types import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec, Episode
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.types import Episode
 
 LENGTHS = (5, 1, 20, 3, 1, 17)
 GAMMA = 0.9

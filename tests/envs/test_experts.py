@@ -14,7 +14,8 @@ import torch
 from robot_rl.envs.expert_flaws import EpisodeFlaws
 from robot_rl.envs.experts import ExpertConfig, ScriptedExpert
 from robot_rl.errors import ConfigError, EnvError
-from robot_rl.types import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec, Observation
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.types import Observation
 
 SIZES = {"PickCube-v1": 42, "PushCube-v1": 35, "PullCube-v1": 35, "StackCube-v1": 48}
 SEEDS = range(200, 220)

@@ -12,7 +12,8 @@ import torch
 from robot_rl.contracts import VectorEnv
 from robot_rl.envs.history import Frame, HistoryEnv
 from robot_rl.errors import EnvError
-from robot_rl.types import ActionChunk, ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.types import ActionChunk
 
 SPEC = EnvSpec(
     env_id="Counter",

@@ -18,7 +18,8 @@ from robot_rl.envs import headless
 from robot_rl.envs.history import HistoryEnv
 from robot_rl.envs.maniskill import ManiSkillConfig, RewardMode, make_env
 from robot_rl.errors import EnvError
-from robot_rl.types import ActionChunk, ActionKind, DeltaReference, EnvSpec
+from robot_rl.specs import ActionKind, DeltaReference, EnvSpec
+from robot_rl.types import ActionChunk
 
 STEPS = 30
 

@@ -10,7 +10,8 @@ import torch
 
 from robot_rl.contracts import VectorEnv
 from robot_rl.envs.point_reach import PointReachConfig, PointReachExpert, PointReachExpertConfig, PointReward, make_env
-from robot_rl.types import ActionChunk, EnvSpec, Observation
+from robot_rl.specs import EnvSpec
+from robot_rl.types import ActionChunk, Observation
 
 
 def roll(num_envs: int, seeds: list[int], *, noise_sd: float = 0.0, config: PointReachConfig | None = None) -> dict:

@@ -14,15 +14,8 @@ from robot_rl.data.normalizer import Normalizer, NormalizerMode
 from robot_rl.policies.denoisers import DenoiserKind
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
 from robot_rl.policies.onestep import OneStepPolicy, teacher_target
-from robot_rl.types import (
-    ActionKind,
-    ActionSemantics,
-    ArraySpec,
-    DeltaReference,
-    EnvSpec,
-    Observation,
-    Window,
-)
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.types import Observation, Window
 
 MODE, SPREAD = 0.7, 0.02
 STATE, ACTION = 3, 1

@@ -20,7 +20,8 @@ from robot_rl.policies.denoisers import DenoiserKind
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
 from robot_rl.policies.encoders import build_encoder
 from robot_rl.policies.onestep import OneStepPolicy, OneStepPolicyConfig, teacher_target
-from robot_rl.types import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec, Observation, Window
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.types import Observation, Window
 
 STATE, PROPRIO, ACTION, HISTORY, HORIZON = 6, 4, 3, 2, 8
 SPEC = EnvSpec(

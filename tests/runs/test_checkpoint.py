@@ -25,7 +25,7 @@ from robot_rl.runs.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from robot_rl.types import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 
 
 def save(run: Path, step: int, value: float = 0.0, **options: Any) -> Path:
