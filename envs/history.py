@@ -113,7 +113,7 @@ class HistoryEnv:
         """Start new episodes; see `robot_rl.contracts.VectorEnv`.
 
         Raises:
-            EnvError: there is no seed, or a seed is negative.
+            EnvError: there is no seed, a seed is negative, or a first frame is not finite.
         """
         self._queue = iter(seeds)
         self._stack = {}
@@ -125,7 +125,7 @@ class HistoryEnv:
         """Play a chunk; see `robot_rl.contracts.VectorEnv`.
 
         Raises:
-            EnvError: before `reset`, on a chunk of a wrong size, or on an action that is not a number.
+            EnvError: before `reset`, on a chunk of a wrong size, or on an action or a frame that is not finite.
         """
         running = self._seeds != _IDLE
         actions = self._checked_actions(chunk, running)
@@ -141,6 +141,7 @@ class HistoryEnv:
                 mask[:, column], successes[:, column] = active, success
                 rewards[active, column] = _to_numpy(frame.reward)[active]
                 self._steps[active] += 1
+                self._check_finite({**frame.observation, "reward": frame.reward}, active)
                 terminated |= fail | (success & self._terminate_on_success)
                 truncated |= active & ~terminated & (self._steps >= self.spec.max_episode_steps)
                 self._push_history(frame.observation, active)
@@ -189,12 +190,25 @@ class HistoryEnv:
         if not starting.any():
             return False
         frame = self._env.reset_envs(starting, self._seeds.copy())
+        self._check_finite(frame.observation, starting)
         self._success_at_reset[starting] = _to_numpy(frame.success)[starting]
         time = torch.zeros(self.num_envs, dtype=torch.float64, device=self.device)
         for key, value in {**frame.observation, _TIME: time}.items():
             repeated = torch.stack([value] * self._history, dim=1)
             self._stack[key] = self._merge(starting, repeated, self._stack.get(key, repeated))
         return True
+
+    def _check_finite(self, arrays: Mapping[str, torch.Tensor], mask: np.ndarray) -> None:
+        for key, value in arrays.items():
+            bad = ~torch.isfinite(value) & self._tensor(mask).view(-1, *[1] * (value.dim() - 1))
+            if bool(bad.any()):
+                env, *element = torch.nonzero(bad)[0].tolist()
+                raise EnvError(
+                    f"{self.spec.env_id}, env {env}, seed {self._seeds[env]}, step {self._steps[env]}, key {key!r}",
+                    expected="finite numbers",
+                    got=f"{value[(env, *element)].item()} at {element}",
+                    hint="The simulator or driver gives no numbers there; episodes that ended before are kept.",
+                )
 
     def _push_history(self, frame: Mapping[str, torch.Tensor], mask: np.ndarray) -> None:
         time = self._tensor(self._steps / self.spec.control_hz)

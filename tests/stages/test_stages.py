@@ -176,3 +176,75 @@ def test_truncated_dataset_is_named(place: Path, tmp_path: Path) -> None:
     done = robot_rl("imitate", *POINT, "dataset=demos.zarr", *TRAIN, "train.num_steps=5", cwd=tmp_path, check=1)
     assert "action" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_nan_frame_in_a_dataset_is_named_and_nothing_trains(place: Path, tmp_path: Path) -> None:
+    """A frame that turned NaN on disk: the episode's checksum knows it before a normaliser sees it."""
+    import zarr
+
+    shutil.copytree(place / "demos.zarr", tmp_path / "demos.zarr")
+    state = zarr.open_group(str(tmp_path / "demos.zarr"), mode="r+")["data/state"]
+    values = state[:]
+    values[17, 1] = np.nan
+    state[:] = values
+    done = robot_rl("imitate", *POINT, "dataset=demos.zarr", *TRAIN, "train.num_steps=5", cwd=tmp_path, check=1)
+    for part in ("demos.zarr", "data/state", "episode 1"):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*/checkpoints/*"))
+
+
+NAN_ENV = """
+import sys, torch
+import robot_rl.envs.point_reach as module
+step, calls = module.PointReach.step_envs, [0]
+def broken(self, *args, **kwargs):
+    out = step(self, *args, **kwargs)
+    calls[0] += 1
+    if calls[0] == 30:
+        out.observation["state"][0, 1] = torch.nan
+    return out
+module.PointReach.step_envs = broken
+from robot_rl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_nan_frame_from_an_environment_loses_no_earlier_episode(tmp_path: Path) -> None:
+    words = ["collect", *POINT, "expert=point_reach", "num_episodes=12", "num_envs=1", "dataset=d.zarr"]
+    done = subprocess.run(
+        [sys.executable, "-c", NAN_ENV, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    assert "finite" in done.stderr
+    assert "'state'" in done.stderr
+    assert "Traceback" not in done.stderr
+    from robot_rl.data.store import EpisodeStore
+
+    with EpisodeStore.open(str(tmp_path / "d.zarr"), mode="r") as store:
+        kept = len(store.success)
+    assert kept >= 1
+    robot_rl(*words, cwd=tmp_path)
+    with EpisodeStore.open(str(tmp_path / "d.zarr"), mode="r") as store:
+        assert store.seeds.tolist() == list(range(12))
+
+
+NO_RENDERER = """
+import sys
+import robot_rl.envs.headless as headless
+headless._SWIFTSHADER, headless._ICD_DIRECTORIES = ("/nowhere/icd.json",), ("/nowhere",)
+from robot_rl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_images_without_a_renderer_are_one_clear_error(tmp_path: Path) -> None:
+    words = ["collect", "env=pick_cube", "env.obs_mode=rgb", "expert=scripted", "num_episodes=1", "dataset=d.zarr"]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_RENDERER, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    for part in ("Vulkan", "SwiftShader", "obs_mode=state"):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "d.zarr").exists()
