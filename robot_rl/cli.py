@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robot_rl.cli_help import COMMANDS, STAGES, general_help, stage_help
+from robot_rl.cli_help import COMMANDS, STAGES, TOOLS, general_help, stage_help
 from robot_rl.errors import ConfigError, RobotRlError, closest
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def main(words: Sequence[str] | None = None) -> int:
         words: arguments behind the program name; None takes those of this process.
     """
     words = list(sys.argv[1:] if words is None else words)
+    if words and words[0] in TOOLS:
+        return _run_tool(words[0], words[1:])
     options = _parser().parse_intermixed_args(words)
     try:
         if options.command is None or (options.help and options.command not in STAGES):
@@ -64,6 +66,26 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("robot-rl: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _run_tool(command: str, words: Sequence[str]) -> int:
+    """Call a workbench tool, which has options of its own and no run directory; `--debug` shows tracebacks."""
+    debug = "--debug" in words
+    _log_to_stderr(quiet=False)
+    try:
+        with _missing_packages_explained(command):
+            tool = importlib.import_module(f"robot_rl.workbench.{command}")
+            return int(tool.main([word for word in words if word != "--debug"]))
+    except RobotRlError as error:
+        if debug:
+            raise
+        print(f"robot-rl: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("robot-rl: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:  # argparse: wrong words end with 2, --help with 0
+        return int(stop.code or 0)
 
 
 def _parser() -> argparse.ArgumentParser:

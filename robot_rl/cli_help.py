@@ -14,7 +14,8 @@ from typing import Any, get_type_hints
 from robot_rl.errors import ConfigError
 
 STAGES = ("collect", "imitate", "distill_onestep", "export", "evaluate", "pipeline")
-COMMANDS = (*STAGES, "info")
+TOOLS = ("report", "compare", "results", "check", "doctor", "bench", "data")
+COMMANDS = (*STAGES, *TOOLS, "info")
 
 OPTIONS = """Options:
   --help            this text
@@ -30,8 +31,9 @@ Exit codes: 0 ok, 1 user or data error, 2 usage or configuration, 3 safety stop,
 def general_help() -> str:
     """Help of the whole program. Stages are not imported, so it is quick."""
     lines = ["Usage: robot-rl <command> [key=value ...] [group=choice ...] [options]", "", "Commands:"]
-    for name in STAGES:
-        path = Path(__file__).with_name("stages") / f"{name}.py"
+    places = [("stages", name) for name in STAGES] + [("workbench", name) for name in TOOLS]
+    for folder, name in places:
+        path = Path(__file__).with_name(folder) / f"{name}.py"
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else None
         lines.append(f"  {name:16} {(text or 'not in this version').splitlines()[0]}")
     lines += [f"  {'info':16} Versions and devices of this installation.", ""]

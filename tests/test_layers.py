@@ -14,7 +14,7 @@ LAYERS = (
     {"types", "specs", "errors", "arrays"},
     {"contracts", "algorithms", "data", "deploy"},
     {"checks", "rollout", "runs"},
-    {"stages"},
+    {"stages", "workbench"},
     {"cli", "cli_help", "__main__"},
 )
 GENERIC = {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc", "core"}

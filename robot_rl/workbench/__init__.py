@@ -1,0 +1,1 @@
+"""Tools around the stages: they read runs and machines, and leave no run directory of their own."""
