@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("mani_skill", reason="ManiSkill is not installed (extra sim)")
+
 COMMAND = [sys.executable, "-m", "robot_rl", "pipeline"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 

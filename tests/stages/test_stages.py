@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 POINT = ["env=point_reach"]
+needs_maniskill = pytest.mark.skipif(find_spec("mani_skill") is None, reason="ManiSkill is not installed (extra sim)")
 TRAIN = ["train.batch_size=32", "train.threads=1", "train.warmup_steps=5", "train.log_every_steps=10"]
 
 
@@ -141,7 +143,7 @@ def test_untrained_weights_fail(place: Path) -> None:
         (["imitate", "train.num_stepz=5"], 2, ["num_stepz", "num_steps"]),
         (["imitate", "policy.prediction=epsilom"], 2, ["epsilom", "epsilon"]),
         (["imitate", "env=pick_cub"], 2, ["pick_cub", "pick_cube"]),
-        (["evaluate", "env.task=PickCub-v1"], 1, ["PickCub-v1", "PickCube-v1"]),
+        pytest.param(["evaluate", "env.task=PickCub-v1"], 1, ["PickCub-v1", "PickCube-v1"], marks=needs_maniskill),
         (["imitate", "dataset=nowhere.zarr"], 1, ["nowhere.zarr", "collect"]),
         (["imitate", *POINT, "dataset=demos.zarr", "train.device=cuda:7"], 2, ["cuda:7", "cpu"]),
         (["evaluate", *POINT, "policy=nothing.onnx"], 1, ["nothing.onnx", "export"]),
@@ -157,6 +159,7 @@ def test_wrong_input_is_one_clear_error(place: Path, words: list[str], code: int
         assert part in done.stderr
 
 
+@needs_maniskill
 def test_dataset_of_another_action_size_is_refused(place: Path, tmp_path: Path) -> None:
     """Two numbers an action in the data, four in the environment."""
     shutil.copytree(place / "demos.zarr", tmp_path / "demos.zarr")
@@ -238,6 +241,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@needs_maniskill
 def test_images_without_a_renderer_are_one_clear_error(tmp_path: Path) -> None:
     words = ["collect", "env=pick_cube", "env.obs_mode=rgb", "expert=scripted", "num_episodes=1", "dataset=d.zarr"]
     done = subprocess.run(
