@@ -98,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--config-dir", type=Path)
+    parser.add_argument("--track", default="tensorboard")
+    parser.add_argument("--track-project", default="robot-rl")
     return parser
 
 
@@ -105,7 +107,10 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Open or continue a run, call the stage inside it, and record what became of it."""
     with _missing_packages_explained(options.command):
         from robot_rl.runs.config import config_to_yaml
+        from robot_rl.runs.trackers import Follower, check_names
 
+        trackers = [name for name in options.track.split(",") if name not in ("", "none")]
+        check_names(trackers)
         stage = importlib.import_module(f"robot_rl.stages.{options.command}")
         config, run = _open_run(stage, options)
     if options.dry_run:
@@ -118,7 +123,10 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
         log.info("run directory %s", run.path)
         run.set_status("running")
         try:
-            with _missing_packages_explained(options.command):
+            with (
+                _missing_packages_explained(options.command),
+                Follower(run.path, trackers, project=options.track_project),
+            ):
                 summary = stage.run(config, run)
         except KeyboardInterrupt:
             run.set_status("interrupted", message="stopped by the user", seconds=time.monotonic() - began)

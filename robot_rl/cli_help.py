@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 from robot_rl.errors import ConfigError
 
 STAGES = ("collect", "imitate", "distill_onestep", "export", "evaluate", "pipeline")
-TOOLS = ("report", "compare", "results", "check", "doctor", "bench", "data")
+TOOLS = ("report", "compare", "results", "check", "doctor", "bench", "data", "sweep")
 COMMANDS = (*STAGES, *TOOLS, "info")
 
 OPTIONS = """Options:
@@ -23,6 +23,8 @@ OPTIONS = """Options:
   --dry-run         print the complete configuration and stop
   --quiet           only warnings and errors on stderr
   --debug           show tracebacks of user errors
+  --track LIST      trackers, separated by commas: tensorboard (default), wandb, trackio; none for none
+  --track-project P project name for wandb and trackio (default robot-rl)
   --config-dir DIR  a folder of your own YAML files (groups and stages), which win over ours
 
 Exit codes: 0 ok, 1 user or data error, 2 usage or configuration, 3 safety stop, 130 interrupted."""
