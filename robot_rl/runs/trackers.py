@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -179,7 +180,10 @@ class Follower:
                 values = json.loads(line)
                 step = values.pop("step")
                 for name in list(self._names):
-                    self._guarded(name, lambda name=name: self._tracker(name, path.parent).write(step, values))  # type: ignore[misc]
+                    self._guarded(name, partial(self._write, name, path.parent, step, values))
+
+    def _write(self, name: str, run: Path, step: int, values: Mapping[str, float]) -> None:
+        self._tracker(name, run).write(step, values)
 
     def _tracker(self, name: str, run: Path) -> Tracker:
         if (name, run) not in self._open:
@@ -197,7 +201,7 @@ class Follower:
             call()
         except ModuleNotFoundError as error:
             self._drop(name, f"package {error.name} is not installed (pip install {error.name})")
-        except BaseException as error:  # noqa: BLE001  wandb raises SystemExit on a missing key
+        except BaseException as error:
             self._drop(name, f"{type(error).__name__}: {error} (after {time.monotonic() - began:.1f} s)")
 
     def _drop(self, name: str, why: str) -> None:

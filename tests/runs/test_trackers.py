@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -19,8 +20,8 @@ from robot_rl.runs.trackers import Follower
 class Recorder:
     """Keeps what it is given."""
 
-    seen: list[tuple[str, int, dict[str, float]]] = []
-    closed: list[str] = []
+    seen: ClassVar[list[tuple[str, int, dict[str, float]]]] = []
+    closed: ClassVar[list[str]] = []
 
     def __init__(self, run: Path, *, project: str) -> None:
         self.name = run.name
@@ -76,7 +77,11 @@ def test_a_resumed_stage_cuts_its_file_back(tmp_path: Path, recorder: type[Recor
 
 @pytest.mark.parametrize("kind", ["init", "write", "exit", "missing"])
 def test_a_failing_tracker_is_one_warning(
-    tmp_path: Path, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+    tmp_path: Path,
+    recorder: type[Recorder],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
 ) -> None:
     class Broken(Recorder):
         def __init__(self, run: Path, *, project: str) -> None:
@@ -116,7 +121,7 @@ def test_a_hanging_tracker_does_not_hold_the_run(
 
 
 def test_unknown_tracker_names_the_valid_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tensorboard, wandb, trackio.*tensorboard"):
+    with pytest.raises(ConfigError, match=r"tensorboard, wandb, trackio.*tensorboard"):
         Follower(tmp_path, ["tensorbord"])
 
 
