@@ -1,6 +1,7 @@
 # make setup      virtual environment in .venv with everything (no root, no GPU)
 # make demo       the whole pipeline on one task; ARGS="key=value ..." passes overrides
 # make test       style, types and quick tests;  make test-slow: the learning tests as well
+# make resolve    pip finds versions for every combination of extras (network)
 # PYTHON=/path/to/python chooses the interpreter, VENV=folder the place.
 
 VENV ?= .venv
@@ -11,7 +12,7 @@ ARGS ?=
 # One torch thread in tests: more of them on a busy machine can be many times slower.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint resolve clean
 
 setup: $(STAMP)
 
@@ -45,6 +46,14 @@ test: lint
 
 test-slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+
+# Every extra together with those it may meet: pip must find versions (network, about a minute, nothing is installed).
+resolve: setup
+	@for extras in train,sim,export,dev train,export-gpu,dev train,sim,export,baselines,track,teleop,dev \
+	    ros2,export ros2,teleop train,ros2,teleop; do \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run ".[$$extras]" >/dev/null 2>.resolve.log \
+	    && echo "ok      $$extras" || { echo "FAILED  $$extras"; cat .resolve.log; exit 1; }; \
+	done; rm -f .resolve.log
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info
