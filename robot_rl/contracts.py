@@ -74,6 +74,7 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
 class DenoisingPolicy(Policy, Protocol):
     """A policy whose denoising steps RL can see."""
 
@@ -90,6 +91,7 @@ class DenoisingPolicy(Policy, Protocol):
         ...
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Labels observations with actions (VLA, planner, scripted expert)."""
 
@@ -98,6 +100,7 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
 class Robot(Protocol):
     """A robot arm or its simulation. Readings carry times; `command` returns what was really sent."""
 
@@ -120,6 +123,7 @@ class Robot(Protocol):
         ...
 
 
+@runtime_checkable
 class TeleopDevice(Protocol):
     """A person's input device."""
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from robot_rl.types import ActionChunk, Episode, Observation, Source, StepResult
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Actor(Protocol):
     """Anything that chooses actions in a rollout: a policy with its noise, or a scripted expert."""
 
@@ -211,7 +212,7 @@ def rollout(
         arrays = _numpy(result, keep=source is not None)
         played = actions.cpu().numpy()
         done = arrays["terminated"] | arrays["truncated"]
-        for row in np.flatnonzero(arrays["executed"]):
+        for row in np.flatnonzero(arrays["executed"]).tolist():
             track = tracks[row]
             assert track is not None
             track.add(row, played, arrays, count=int(arrays["executed"][row]), keep=source is not None)
@@ -237,7 +238,7 @@ def _start_tracks(
     first = {key: value[:, -1].cpu().numpy() for key, value in observation.arrays().items()}
     seeds, solved = env.episode_seeds, env.success_at_reset
     out = list(tracks)
-    for row in np.flatnonzero(begins):
+    for row in np.flatnonzero(begins).tolist():
         frame = {key: value[row].copy() for key, value in first.items()}
         out[row] = None if seeds[row] < 0 else _Track(int(seeds[row]), frame, bool(solved[row]))
     return out
