@@ -1,0 +1,399 @@
+"""ManiSkill files: recorded by ManiSkill's own RecordEpisode wrapper, and small ones by hand for every way to be wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robot_rl.data.formats.importing import import_episodes
+from robot_rl.data.formats.maniskill import ManiSkillReader
+from robot_rl.data.formats.maniskill_header import read_header
+from robot_rl.data.store import EpisodeStore
+from robot_rl.errors import DataError
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.types import Source
+
+h5py = pytest.importorskip("h5py")
+
+SEMANTICS = ActionSemantics(
+    ActionKind.delta, DeltaReference.measured, "base", "none", "-1 closed .. 1 open", "pd_ee_delta_pos"
+)
+PROPRIO = ("qpos[0]", "qpos[1]", "qvel[0]", "qvel[1]")
+STATE = (*(f"agent.{name}" for name in PROPRIO), "extra.is_grasped", "extra.goal_pos[0]", "extra.goal_pos[1]")
+SPEC = EnvSpec(
+    env_id="Toy-v1",
+    observation={
+        "proprio": ArraySpec("proprio", (4,), units=("1",) * 4, meanings=PROPRIO),
+        "state": ArraySpec("state", (7,), units=("1",) * 7, meanings=STATE),
+    },
+    action=ArraySpec("action", (2,), low=(-1.0, -1.0), high=(1.0, 1.0), units=("1",) * 2, meanings=("a", "b")),
+    action_semantics=SEMANTICS,
+    joint_names=("j0", "j1"),
+    robot="toy",
+    control_hz=20.0,
+    max_episode_steps=5,
+)
+
+
+def toy(folder: Path, lengths: tuple[int, ...] = (3, 4), *, flat: bool = True, gzip: bool = False) -> Path:
+    """Episodes whose numbers say where they come from: obs[t, d] = 100 episode + t + d / 10, action = (t / 10, -t / 10)."""
+    pack = {"compression": "gzip"} if gzip else {}
+    with h5py.File(folder / "t.h5", "w") as file:
+        for number, steps in enumerate(lengths):
+            group = file.create_group(f"traj_{number}")
+            obs = (100 * number + np.arange(steps + 1)[:, None] + np.arange(7) / 10).astype(np.float32)
+            if flat:
+                group.create_dataset("obs", data=obs, **pack)
+            else:
+                # Written in another order than the spec's: only names may decide.
+                group.create_dataset("obs/extra/goal_pos", data=obs[:, 5:], **pack)
+                group.create_dataset("obs/extra/is_grasped", data=np.arange(steps + 1) % 2 == 1, **pack)
+                group.create_dataset("obs/agent/qvel", data=obs[:, 2:4], **pack)
+                group.create_dataset("obs/agent/qpos", data=obs[:, :2], **pack)
+            time = np.arange(steps, dtype=np.float32)
+            group.create_dataset("actions", data=np.stack([time / 10, -time / 10], 1), **pack)
+            group.create_dataset("terminated", data=time == steps - 1)
+            group.create_dataset("truncated", data=np.ones(steps, bool))
+            group.create_dataset("success", data=time >= steps - 2)
+            group.create_dataset("fail", data=time == 0)
+    entries = [
+        {"episode_id": n, "episode_seed": 70 + n, "control_mode": "pd_ee_delta_pos", "elapsed_steps": steps}
+        for n, steps in enumerate(lengths)
+    ]
+    content = {
+        "env_info": {"env_id": "Toy-v1", "env_kwargs": {"obs_mode": "state"}, "max_episode_steps": 5},
+        "episodes": entries[::-1],
+        "source_type": "motionplanning",
+    }
+    (folder / "t.json").write_text(json.dumps(content))
+    return folder / "t.h5"
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.with_suffix(".json").read_text())
+    change(content)
+    path.with_suffix(".json").write_text(json.dumps(content))
+
+
+def set_modes(path: Path, *modes: str) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for entry, mode in zip(content["episodes"], modes, strict=True):
+            entry["control_mode"] = mode
+
+    change_json(path, change)
+
+
+def bring_in(path: Path, target: Path | None, *, spec: EnvSpec = SPEC, **options: Any) -> Any:
+    wanted = {key: options.pop(key) for key in ("source", "success") if key in options}
+    reader = ManiSkillReader(read_header(path), spec, **wanted)
+    try:
+        return import_episodes(reader, target, **options)
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize("gzip", [False, True])
+def test_flat_numbers(tmp_path: Path, gzip: bool) -> None:
+    report = bring_in(toy(tmp_path, gzip=gzip), tmp_path / "out.zarr")
+    assert (report.episodes, report.steps, report.successes, report.left_out) == (2, 7, 2, ())
+    with EpisodeStore.open(tmp_path / "out.zarr") as store:
+        assert store.seeds.tolist() == [70, 71]
+        assert store.spec == SPEC
+        assert store.metadata["import"]["format"] == "maniskill"
+        episode = store.episode(1)
+    expected = (100 + np.arange(5)[:, None] + np.arange(7) / 10).astype(np.float32)
+    np.testing.assert_array_equal(episode.observation["state"], expected[:4])
+    np.testing.assert_array_equal(episode.final_observation["state"], expected[4])
+    np.testing.assert_array_equal(episode.observation["proprio"], expected[:4, :4])
+    np.testing.assert_array_equal(episode.action[:, 1], np.float32([0, -0.1, -0.2, -0.3]))
+    assert episode.success.tolist() == [False, False, True, True]
+    assert episode.reward.tolist() == [-1, 0, 1, 1]  # sparse: success minus fail
+    assert (episode.terminated, episode.truncated) == (True, False)
+    np.testing.assert_allclose(episode.time, [0, 0.05, 0.1, 0.15])
+    assert set(episode.source.tolist()) == {Source.scripted}
+    assert episode.metadata["source_episode"] == "traj_1"
+
+
+def test_nested_is_matched_by_name(tmp_path: Path) -> None:
+    bring_in(toy(tmp_path, flat=False), tmp_path / "out.zarr")
+    with EpisodeStore.open(tmp_path / "out.zarr") as store:
+        episode = store.episode(0)
+    expected = (np.arange(3)[:, None] + np.arange(7) / 10).astype(np.float32)
+    expected[:, 4] = [0, 1, 0]
+    np.testing.assert_array_equal(episode.observation["state"], expected)
+    np.testing.assert_array_equal(episode.observation["proprio"], expected[:, :4])
+
+
+def test_numbers_not_letters_order_the_episodes(tmp_path: Path) -> None:
+    bring_in(toy(tmp_path, (2,) * 12), tmp_path / "out.zarr")
+    with EpisodeStore.open(tmp_path / "out.zarr") as store:
+        assert store.seeds.tolist() == list(range(70, 82))
+        assert store.episode(10).observation["state"][0, 0] == 1000
+
+
+def test_rewards_of_the_file_win(tmp_path: Path) -> None:
+    path = toy(tmp_path, (3,))
+    with h5py.File(path, "a") as file:
+        file["traj_0/rewards"] = np.float32([0.25, 0.5, 0.75])
+    report = bring_in(path, tmp_path / "out.zarr")
+    with EpisodeStore.open(tmp_path / "out.zarr") as store:
+        assert store.episode(0).reward.tolist() == [0.25, 0.5, 0.75]
+    assert any("reward_mode" in note for note in report.notes)
+
+
+def test_longer_than_the_limit_is_said(tmp_path: Path) -> None:
+    """Lengths 4, 6 and 8 against a limit of 5; success begins one step before the end: steps 3, 5 and 7."""
+    report = bring_in(toy(tmp_path, (4, 6, 8)), tmp_path / "out.zarr")
+    assert (report.over_limit, report.late_success, report.longest_steps) == (2, 1, 8)
+    (note,) = [note for note in report.notes if "limit" in note]
+    for part in ("2 of 3", "5 steps", "1 succeed", "env.max_episode_steps=8"):
+        assert part in note
+
+
+def test_actions_outside_the_bounds_are_said(tmp_path: Path) -> None:
+    path = toy(tmp_path)
+    with h5py.File(path, "a") as file:
+        file["traj_1/actions"][2, 0] = 1.5
+    report = bring_in(path, None)
+    assert report.outside_bounds == 1
+    assert any("1 of 2 episodes have actions outside" in note for note in report.notes)
+
+
+def test_max_episodes_and_dry_run(tmp_path: Path) -> None:
+    report = bring_in(toy(tmp_path), None, max_episodes=1)
+    assert (report.episodes, report.target, report.content_hash) == (1, None, None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.h5", "t.json"]
+
+
+def test_import_is_deterministic(tmp_path: Path) -> None:
+    path = toy(tmp_path)
+    assert bring_in(path, tmp_path / "a.zarr").content_hash == bring_in(path, tmp_path / "b.zarr").content_hash
+
+
+def _swap(path: Path, name: str, data: Any) -> None:
+    with h5py.File(path, "a") as file:
+        del file[name]
+        if data is not None:
+            file[name] = data
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "obs one short": (lambda p: _swap(p, "traj_1/obs", np.zeros((4, 7), np.float32)), ["traj_1", "obs", "5 rows"]),
+    "obs of another width": (lambda p: _swap(p, "traj_1/obs", np.zeros((5, 8), np.float32)), ["traj_1", "7", "8"]),
+    "success short": (lambda p: _swap(p, "traj_1/success", np.zeros(3, bool)), ["traj_1", "success", "4 rows"]),
+    "truncated missing": (lambda p: _swap(p, "traj_1/truncated", None), ["traj_1", "truncated"]),
+    "no actions": (lambda p: _swap(p, "traj_1/actions", np.zeros((0, 2), np.float32)), ["traj_1", "actions", "none"]),
+    "elapsed steps": (lambda p: change_json(p, lambda c: c["episodes"][0].update(elapsed_steps=9)), ["traj_1", "9"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bad_episode_is_named_and_can_be_left_out(tmp_path: Path, name: str) -> None:
+    change, parts = BROKEN[name]
+    path = toy(tmp_path)
+    change(path)
+    with pytest.raises(DataError) as caught:
+        bring_in(path, tmp_path / "out.zarr")
+    for part in parts:
+        assert part in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.h5", "t.json"], "a failed import must leave nothing"
+    assert len(bring_in(path, None).left_out) == 1
+    report = bring_in(path, tmp_path / "out.zarr", skip_bad=True)
+    assert (report.episodes, len(report.left_out)) == (1, 1)
+    assert report.left_out[0].startswith("traj_1: ")
+
+
+def test_nan_is_named_by_episode_step_and_key(tmp_path: Path) -> None:
+    path = toy(tmp_path, flat=False)
+    with h5py.File(path, "a") as file:
+        file["traj_1/obs/agent/qvel"][2, 1] = np.nan
+    with pytest.raises(DataError, match=r"traj_1, key 'obs/agent/qvel', step 2, element \[1\]"):
+        bring_in(path, tmp_path / "out.zarr")
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "missing entry": (lambda p: change_json(p, lambda c: c["episodes"].pop()), ["traj_0 has no entry"]),
+    "missing group": (lambda p: _swap(p, "traj_0", None), ["traj_0 is in the json only"]),
+    "twice": (lambda p: change_json(p, lambda c: c["episodes"].append(c["episodes"][0])), ["traj_1 is twice"]),
+    "two modes": (lambda p: set_modes(p, "pd_joint_pos", "pd_ee_delta_pos"), ["pd_joint_pos", "replay_trajectory"]),
+    "another mode": (lambda p: set_modes(p, "x", "x"), ["'x'", "-c pd_ee_delta_pos"]),
+    "another task": (lambda p: change_json(p, lambda c: c["env_info"].update(env_id="Other-v1")), ["Other-v1", "Toy-v1"]),
+    "another robot": (lambda p: change_json(p, lambda c: c["env_info"]["env_kwargs"].update(robot_uids="xarm")), ["xarm", "toy"]),
+    "another rate": (lambda p: change_json(p, lambda c: c["env_info"]["env_kwargs"].update(sim_config={"control_freq": 10})), ["10", "20"]),
+    "who acted": (lambda p: change_json(p, lambda c: c.pop("source_type")), ["--source-type"]),
+    "no env": (lambda p: change_json(p, lambda c: c.update(env_info=None)), ["env_info"]),
+    "no json": (lambda p: p.with_suffix(".json").unlink(), ["t.json"]),
+    "half a json": (lambda p: p.with_suffix(".json").write_text('{"episodes": ['), ["t.json"]),
+    "half an h5": (lambda p: p.write_bytes(p.read_bytes()[:900]), ["t.h5", "whole HDF5"]),
+    "two robots": (lambda p: _swap(p, "traj_0/actions", None) or _swap2(p), ["dictionary", "panda-0, panda-1"]),
+    "states only": (lambda p: _swap(p, "traj_0/obs", None), ["observations", "replay_trajectory", "-o state --use-env-states"]),
+    "no success": (lambda p: _swap(p, "traj_0/success", None), ["--success last_step"]),
+}  # fmt: skip
+
+
+def _swap2(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        for name in ("panda-1", "panda-0"):
+            file[f"traj_0/actions/{name}"] = np.zeros((3, 2), np.float32)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_that_does_not_fit_is_refused_as_a_whole(tmp_path: Path, name: str) -> None:
+    change, parts = FOREIGN[name]
+    path = toy(tmp_path)
+    change(path)
+    with pytest.raises(DataError) as caught:
+        bring_in(path, None)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("success", "expected"), [("last_step", [False, False, True]), ("none", [False] * 3)])
+def test_success_that_the_file_lacks_can_be_said(tmp_path: Path, success: str, expected: list[bool]) -> None:
+    path = toy(tmp_path, (3,))
+    _swap(path, "traj_0/success", None)
+    bring_in(path, tmp_path / "out.zarr", success=success)
+    with EpisodeStore.open(tmp_path / "out.zarr") as store:
+        assert store.episode(0).success.tolist() == expected
+        assert store.metadata["import"]["success"] == success
+
+
+def test_target_is_never_overwritten(tmp_path: Path) -> None:
+    path = toy(tmp_path)
+    (tmp_path / "out.zarr").mkdir()
+    (tmp_path / "out.zarr/precious").write_text("")
+    with pytest.raises(DataError, match="overwritten"):
+        bring_in(path, tmp_path / "out.zarr")
+    assert (tmp_path / "out.zarr/precious").exists()
+
+
+def test_images_and_what_is_not_imported(tmp_path: Path) -> None:
+    path = toy(tmp_path, (3,), flat=False)
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), np.uint8)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("traj_0/obs/sensor_data/hand/rgb", data=image, compression="gzip", compression_opts=5)
+        file["traj_0/obs/sensor_data/hand/depth"] = np.zeros((4, 6, 8, 1), np.int16)
+    observation = {"proprio": SPEC.observation["proprio"], "image/hand": ArraySpec("image/hand", (6, 8, 3), "uint8")}
+    spec = replace(SPEC, observation=observation)
+    report = bring_in(path, tmp_path / "out.zarr", spec=spec)
+    with EpisodeStore.open(tmp_path / "out.zarr") as store:
+        np.testing.assert_array_equal(store.episode(0).observation["image/hand"], image[:3])
+        np.testing.assert_array_equal(store.episode(0).final_observation["image/hand"], image[3])
+    assert any("sensor_data/hand/depth" in note and "extra/goal_pos" in note for note in report.notes)
+    assert read_header(path).image_size == (6, 8)
+
+
+# ---- ManiSkill itself ----
+
+
+def grasp(state: np.ndarray) -> np.ndarray:
+    """Controller for PickCube-v1 on its flat state: above the cube, down, close, to the goal."""
+    to_cube, to_goal = state[36:39].copy(), state[39:42]
+    near = np.linalg.norm(to_cube) < 0.01
+    if np.linalg.norm(to_cube[:2]) > 0.01:
+        to_cube[2] += 0.08
+    is_grasped = bool(state[18])
+    move = to_goal * 10 if is_grasped else (np.zeros(3) if near else to_cube * 10)
+    return np.clip(np.concatenate([move, [-1.0 if near or is_grasped else 1.0]]), -1, 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EnvSpec]:
+    """Three episodes of PickCube-v1, recorded flat by ManiSkill's RecordEpisode, and the spec of our own env."""
+    pytest.importorskip("mani_skill")
+    from robot_rl.envs.headless import prepare_rendering
+    from robot_rl.envs.maniskill import ManiSkillConfig, make_env
+
+    backend = prepare_rendering("state", vulkan_icd=None).render_backend
+    import gymnasium
+    from mani_skill.utils.wrappers.record import RecordEpisode
+
+    folder = tmp_path_factory.mktemp("maniskill")
+    env = gymnasium.make(
+        "PickCube-v1", num_envs=1, obs_mode="state", control_mode="pd_ee_delta_pos", reward_mode="sparse",
+        sim_backend="physx_cpu", render_backend=backend, max_episode_steps=100,
+    )  # fmt: skip
+    env = RecordEpisode(
+        env, str(folder), trajectory_name="demo", save_video=False, source_type="motionplanning", source_desc="test"
+    )
+    for seed in range(3):
+        obs, _ = env.reset(seed=seed)
+        for _ in range(60):
+            obs, _, terminated, truncated, _ = env.step(grasp(obs[0].numpy())[None])
+            if terminated or truncated:
+                break
+    env.close()
+    ours = make_env(ManiSkillConfig(task="PickCube-v1"), num_envs=1, history=1)
+    return folder / "demo.h5", ours.spec
+
+
+def test_recorded_numbers_arrive(recorded: tuple[Path, EnvSpec], tmp_path: Path) -> None:
+    """Against h5py, and the first episode against our own environment playing the same actions from the same seed."""
+    import torch
+
+    from robot_rl.envs.maniskill import ManiSkillConfig, make_env
+    from robot_rl.types import ActionChunk
+
+    path, spec = recorded
+    report = bring_in(path, tmp_path / "out.zarr", spec=spec)
+    assert report.episodes == 3
+    assert report.successes >= 2, "the controller of this test should succeed"
+    with EpisodeStore.open(tmp_path / "out.zarr") as store, h5py.File(path) as file:
+        assert store.seeds.tolist() == [0, 1, 2]
+        for number in range(3):
+            episode, group = store.episode(number), file[f"traj_{number}"]
+            np.testing.assert_array_equal(episode.observation["state"], group["obs"][:-1])
+            np.testing.assert_array_equal(episode.final_observation["state"], group["obs"][-1])
+            np.testing.assert_array_equal(episode.action, group["actions"][:])
+            np.testing.assert_array_equal(episode.reward, group["rewards"][:])
+            np.testing.assert_array_equal(episode.success, group["success"][:])
+            # RecordEpisode keeps joint positions and velocities a second time, as simulator state.
+            joints = group["env_states/articulations/panda"][:-1, 13:]
+            np.testing.assert_allclose(episode.observation["proprio"], joints, atol=1e-6)
+        first = store.episode(0)
+    env = make_env(
+        ManiSkillConfig(task="PickCube-v1", terminate_on_success=False, max_episode_steps=100), num_envs=1, history=1
+    )
+    observation = env.reset([0])
+    for state, proprio, action in zip(
+        first.observation["state"], first.observation["proprio"], first.action, strict=True
+    ):
+        np.testing.assert_array_equal(observation.state[0, 0].numpy(), state)
+        np.testing.assert_array_equal(observation.proprio[0, 0].numpy(), proprio)
+        observation = env.step(ActionChunk(actions=torch.from_numpy(action)[None, None], execute=1)).observation
+    np.testing.assert_array_equal(observation.state[0, 0].numpy(), first.final_observation["state"])
+
+
+def test_maniskills_own_planner_is_slower_than_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded by mani_skill.examples.motionplanning: joint positions, no rewards, about 75 steps against 50."""
+    pytest.importorskip("mani_skill")
+    pytest.importorskip("mplib")
+    from robot_rl.envs.headless import prepare_rendering
+    from robot_rl.envs.maniskill import ManiSkillConfig, make_env
+
+    backend = prepare_rendering("state", vulkan_icd=None).render_backend
+    import gymnasium
+    from mani_skill.examples.motionplanning.panda import run
+
+    make = gymnasium.make
+    monkeypatch.setattr(gymnasium, "make", lambda *words, **options: make(*words, **options, render_backend=backend))
+    flags = ["-e", "PickCube-v1", "-n", "2", "-o", "state", "-b", "physx_cpu", "--traj-name", "plan"]
+    monkeypatch.setattr("sys.argv", ["run", *flags, "--record-dir", str(tmp_path)])
+    run.main(run.parse_args())
+    (path,) = tmp_path.rglob("plan.h5")
+    spec = make_env(ManiSkillConfig(task="PickCube-v1", control_mode="pd_joint_pos"), num_envs=1, history=1).spec
+    report = bring_in(path, tmp_path / "out.zarr", spec=spec)
+    assert (report.episodes, report.successes) == (2, 2)
+    assert report.over_limit >= 1
+    assert report.late_success == report.over_limit
+    assert 60 < report.longest_steps < 120
+    assert any(f"env.max_episode_steps={report.longest_steps}" in note for note in report.notes)
+    with EpisodeStore.open(tmp_path / "out.zarr") as store:
+        assert store.episode(0).action.shape[1] == 8
+        assert store.episode(0).reward.tolist() == store.episode(0).success.astype(np.float32).tolist()
