@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -84,6 +85,9 @@ def _run_tool(command: str, words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("robot-rl: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `robot-rl ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except SystemExit as stop:  # argparse: wrong words end with 2, --help with 0
         return int(stop.code or 0)
 
