@@ -96,8 +96,10 @@ def run(config: PipelineConfig, run: RunDirectory) -> dict[str, Any]:
     )
     chain.evaluated("export", exported["onnx"], data={"env_steps": 0, "episodes": 0})
 
+    last_seed = config.evaluate.first_seed + config.evaluate.num_episodes - 1
     summary = {
         "task": config.task,
+        "seeds": f"training {config.seed}; evaluation {config.evaluate.first_seed}-{last_seed}",
         "stages": chain.entries,
         "seconds": sum(entry["seconds"] for entry in chain.entries),
         "onnx": exported["onnx"],
