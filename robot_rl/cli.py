@@ -21,8 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robot_rl.cli_help import COMMANDS, STAGES, TOOLS, general_help, stage_help
+from robot_rl.cli_help import COMMANDS, TOOLS, general_help, stage_help
 from robot_rl.errors import ConfigError, RobotRlError, closest
+from robot_rl.stages import STAGES
+from robot_rl.workbench.columns import as_columns
 
 if TYPE_CHECKING:
     from robot_rl.runs.directory import RunDirectory
@@ -272,13 +274,6 @@ def _info(*, as_json: bool) -> int:
     facts = {key: value for key, value in collect().items() if key not in ("argv", "time")}
     print(json.dumps(facts) if as_json else as_text(facts))
     return 0
-
-
-def as_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equally many cells as aligned columns, the first row underlined."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def as_text(values: Mapping[str, Any], indent: str = "") -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from robot_rl.errors import ConfigError
+from robot_rl.stages import STAGES
 
-STAGES = ("collect", "imitate", "distill_onestep", "export", "evaluate", "pipeline")
 TOOLS = ("report", "compare", "results", "check", "doctor", "bench", "data", "sweep")
 COMMANDS = (*STAGES, *TOOLS, "info")
 

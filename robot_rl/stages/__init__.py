@@ -1,1 +1,3 @@
 """The pipeline: one readable file a stage."""
+
+STAGES = ("collect", "imitate", "distill_onestep", "export", "evaluate", "pipeline")

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, open_policy
 from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
 from robot_rl.runs.config import build
@@ -46,8 +48,11 @@ class EvaluateConfig:
         mode: sampling mode of a diffusion policy (eta0, eta1, mean), or null for the policy's own.
         noise_rule: fixed or seeded, or null for the policy's own (an export states it; a checkpoint is seeded).
         noise_seed: of the noise, or null for the policy's own (0 for a checkpoint).
+        runtime: what runs an .onnx file: onnx (ONNX Runtime with `provider`) or tensorrt.
         provider: onnxruntime execution provider of an .onnx file.
-        allow_cpu: accept the CPU when `provider` does not load.
+        allow_cpu: accept the CPU when `provider` does not load; runtime=tensorrt never does.
+        engine_cache: folder of the engines that TensorRT builds, itself or as onnxruntime's provider.
+        precision: fp32, or fp16 inside a TensorRT engine.
         threads: of onnxruntime or torch.
         seed, run_root, resume: as in every stage.
     """
@@ -61,8 +66,11 @@ class EvaluateConfig:
     mode: SamplingMode | None = None
     noise_rule: NoiseRule | None = None
     noise_seed: int | None = None
+    runtime: Runtime = Runtime.onnx
     provider: str = "CPUExecutionProvider"
     allow_cpu: bool = False
+    engine_cache: str = DEFAULT_CACHE
+    precision: Precision = Precision.fp32
     threads: int = 1
     seed: int = 0
     run_root: str = "runs"
@@ -129,9 +137,18 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
 def load_any_policy(config: EvaluateConfig) -> Any:
     """A policy from an .onnx file, a run directory or a checkpoint. Raises PolicyError, RunError or DeployError."""
     if config.policy.endswith(".onnx"):
-        from robot_rl.deploy.onnx_policy import OnnxPolicy
-
-        return OnnxPolicy(config.policy, provider=config.provider, allow_cpu=config.allow_cpu, threads=config.threads)
+        # At least 16, so that one engine serves most numbers of envs.
+        max_batch = max(EngineOptions().max_batch, config.num_envs)
+        return open_policy(
+            config.policy, runtime=config.runtime, provider=config.provider, allow_cpu=config.allow_cpu,
+            threads=config.threads,
+            options=EngineOptions(cache=config.engine_cache, precision=config.precision, max_batch=max_batch),
+        )  # fmt: skip
+    if config.runtime is not Runtime.onnx or config.precision is not Precision.fp32:
+        raise PolicyError(
+            config.policy, expected=f"an .onnx file for runtime={config.runtime.value} precision={config.precision.value}",
+            got="a run or checkpoint directory", hint=f"Run `robot-rl export policy={config.policy}` and give its policy.onnx.",
+        )  # fmt: skip
     import torch
 
     from robot_rl.runs.checkpoint import load_policy

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.algorithms.statistics import proportion
-from robot_rl.cli_help import STAGES
 from robot_rl.errors import ConfigError, RunError, closest
+from robot_rl.stages import STAGES
+from robot_rl.workbench.columns import as_columns
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,6 @@ def main(words: Sequence[str]) -> int:
     interrupted = _run_members(folder, plan, missing, jobs=options.jobs)
     rows = summarize(plan)
     _write(folder / "sweep.json", plan | {"summary": rows})
-    from robot_rl.cli import as_columns
-
     print(json.dumps({"sweep": str(folder), "rows": rows}) if options.json else as_columns(_cells(rows)))
     print(f"sweep: {folder}", file=sys.stderr)
     if interrupted:
