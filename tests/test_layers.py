@@ -29,6 +29,7 @@ OPTIONAL = {
     "onnxscript",
     "onnxruntime",
     "tensorrt",
+    "cuda",
     "hydra",
     "omegaconf",
     "h5py",
@@ -195,3 +196,18 @@ def test_no_cycles_when_loading() -> None:
     while leaves := {name for name, needs in modules.items() if not needs & modules.keys()}:
         modules = {name: needs for name, needs in modules.items() if name not in leaves}
     assert modules == {}, "these modules import each other in a circle"
+
+
+def test_every_module_loads_with_its_annotations_checked() -> None:
+    """The hook of conftest.py refuses a module whose annotations can't be checked, when it is loaded and not before."""
+    import importlib
+    import importlib.util
+
+    if importlib.util.find_spec("mani_skill") is None:
+        pytest.skip("needs all extras")
+    for path in files():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[-1] != "__main__" and "ros2" not in parts:
+            importlib.import_module(
+                ".".join(parts if parts[0] == "robot_rl" else ("robot_rl", *parts)).removesuffix(".__init__")
+            )

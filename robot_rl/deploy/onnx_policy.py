@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
 
 FORMAT = "robot-rl policy 1"
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class OnnxPolicy:
         provider: onnxruntime execution provider, e.g. "CPUExecutionProvider", "CUDAExecutionProvider".
         allow_cpu: go on with the CPU when `provider` does not load (stated in `provider` afterwards).
         threads: intra-op threads.
+        provider_options: of `provider`, in onnxruntime's own names. Not given to the CPU that `allow_cpu` permits.
 
     Raises:
         DeployError: not an exported policy of ours, or the provider does not load.
@@ -55,10 +60,13 @@ class OnnxPolicy:
     device = None
 
     def __init__(
-        self, path: str | Path, *, provider: str = "CPUExecutionProvider", allow_cpu: bool = False, threads: int = 1
-    ) -> None:
+        self, path: str | Path, *, provider: str = CPU_PROVIDER, allow_cpu: bool = False, threads: int = 1,
+        provider_options: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.path = str(path)
-        self.session = _open_session(self.path, provider=provider, allow_cpu=allow_cpu, threads=threads)
+        self.session = _open_session(
+            self.path, provider=provider, allow_cpu=allow_cpu, threads=threads, provider_options=provider_options or {}
+        )
         self.provider: str = self.session.get_providers()[0]
         self.threads = threads
         meta = self.session.get_modelmeta().custom_metadata_map
@@ -101,7 +109,9 @@ class OnnxPolicy:
         return NoiseSource(rule=self.noise_rule, seed=self.noise_seed, shape=self.noise_shape)
 
 
-def _open_session(path: str, *, provider: str, allow_cpu: bool, threads: int) -> Any:
+def _open_session(
+    path: str, *, provider: str, allow_cpu: bool, threads: int, provider_options: Mapping[str, str]
+) -> Any:
     if not Path(path).is_file():
         raise DeployError(
             path, expected="an .onnx file", got="nothing there", hint="Run `robot-rl export policy=<run>` first."
@@ -116,15 +126,22 @@ def _open_session(path: str, *, provider: str, allow_cpu: bool, threads: int) ->
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     available = onnxruntime.get_available_providers()
-    wanted = [provider] if provider in available else []
+    wanted: list[str | tuple[str, dict[str, str]]] = []
+    if provider in available:
+        wanted.append((provider, dict(provider_options)) if provider_options else provider)
+        if provider == TENSORRT_PROVIDER and CUDA_PROVIDER in available:
+            wanted.append(CUDA_PROVIDER)  # for nodes that TensorRT does not take
     if not wanted and not allow_cpu:
         raise _provider_missing(path, provider, f"only {available} in this onnxruntime")
+    if wanted and provider != CPU_PROVIDER and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from pip are found this way only, where no torch has loaded them
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=wanted or ["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=wanted or [CPU_PROVIDER])
     except Exception as error:  # onnxruntime raises its own undocumented classes for damaged files
         raise DeployError(
             path, expected="a model that onnxruntime can load", got=str(error).splitlines()[0],
-            hint="The file is damaged or from a newer exporter; export it again.",
+            hint="The file is damaged or from a newer exporter: export it again."
+            + ("" if provider == CPU_PROVIDER else f" Or {provider} can't run here: the message says why."),
         ) from error  # fmt: skip
     if session.get_providers()[0] != provider and not allow_cpu:
         raise _provider_missing(path, provider, f"it failed to load; running would be on {session.get_providers()}")

@@ -10,6 +10,7 @@ import importlib.resources
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ def compose_config(
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with _hydra(config_dir) as search_path:
+        with _hydra(config_dir):
             for_hydra, values = _sorted_out(overrides, plain_keys, groups=group_choices(config_dir))
-            composed = compose(name, overrides=[*search_path, *for_hydra])
+            composed = compose(name, overrides=for_hydra)
             with open_dict(composed):
                 composed.update(values)
             _refuse_resolvers(OmegaConf.to_container(composed), where=name)
@@ -74,20 +75,38 @@ def _roots(config_dir: Path | None) -> list[Path]:
 
 
 @contextmanager
-def _hydra(config_dir: Path | None) -> Iterator[list[str]]:
-    """An initialised Hydra; yields the overrides that add our own folder behind the user's."""
+def _hydra(config_dir: Path | None) -> Iterator[None]:
+    """An initialised Hydra, with a folder of the user's before ours."""
     from hydra import initialize_config_dir, initialize_config_module
 
     if config_dir is None:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            yield []
+            yield
         return
     if not config_dir.is_dir():
         raise ConfigError(
             str(config_dir), expected="a folder of YAML files", got="no folder", hint="Check --config-dir."
         )
+    _append_ours()
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-        yield [f"hydra.searchpath=[pkg://{CONFIG_MODULE}]"]
+        yield
+
+
+@cache
+def _append_ours() -> None:
+    """Put our folder behind the user's in Hydra's search path, once a process.
+
+    The override `hydra.searchpath` would be read too late: Hydra looks for the stage's own YAML before, and a user's
+    folder may hold groups alone.
+    """
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class OursBehindTheUsers(SearchPathPlugin):  # type: ignore[misc]  # hydra is untyped here
+        def manipulate_search_path(self, search_path: Any) -> None:
+            search_path.append("robot_rl", f"pkg://{CONFIG_MODULE}")
+
+    Plugins.instance().register(OursBehindTheUsers)
 
 
 def _sorted_out(

@@ -250,3 +250,15 @@ def test_groups_are_listed_with_the_users_own(folder: Path) -> None:
     assert {"small", "large"} <= set(groups["env"])
     assert set(group_choices()["env"]) <= set(groups["env"])
     assert "small" not in group_choices()["env"]
+
+
+def test_a_folder_of_groups_alone_is_enough(tmp_path: Path) -> None:
+    """`--config-dir` needs no copy of the stage's own YAML; a choice of the user's wins over ours of the same name."""
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env/mine.yaml").write_text("_target_: robot_rl.envs.point_reach.make_env\nmax_episode_steps: 7\n")
+    (tmp_path / "env/pick_cube.yaml").write_text("_target_: robot_rl.envs.point_reach.make_env\nmax_episode_steps: 9\n")
+    mine = compose_config(["env=mine"], name="evaluate", config_dir=tmp_path)
+    assert mine["env"]["max_episode_steps"] == 7
+    assert mine.keys() == compose_config([], name="evaluate").keys()
+    assert compose_config(["env=pick_cube"], name="evaluate", config_dir=tmp_path)["env"]["max_episode_steps"] == 9
+    assert compose_config(["env=pick_cube"], name="evaluate")["env"]["task"] == "PickCube-v1"
