@@ -1,6 +1,6 @@
-"""Networks that denoise an action chunk: a residual MLP (small, fast on a CPU) and a FiLM U-Net along time.
+"""Networks that denoise an action chunk: a residual MLP (small, fast on a CPU), a FiLM U-Net, a transformer.
 
-Both map latent (B, Tp, A), level int64 (B,), condition (B, C) to (B, Tp, A). No BatchNorm and no dropout: the RL ratio
+All map latent (B, Tp, A), level int64 (B,), condition (B, C) to (B, Tp, A). No BatchNorm and no dropout: the RL ratio
 of unchanged weights must be exactly one.
 
 Sources: conditional 1-D U-Net of Diffusion Policy (arXiv 2303.04137), residual MLP of IDQL (arXiv 2304.10573).
@@ -19,6 +19,8 @@ from torch.nn import functional
 from robot_rl.arrays import Array, Float32, Int64
 from robot_rl.errors import PolicyError
 
+from .transformer import ChunkTransformer
+
 MAX_PERIOD = 10_000.0
 LARGEST_GROUP_COUNT = 8
 SMALLEST_GROUP = 8
@@ -29,6 +31,7 @@ class DenoiserKind(str, Enum):
 
     mlp = "mlp"
     unet = "unet"
+    transformer = "transformer"
 
 
 @runtime_checkable
@@ -47,12 +50,12 @@ class DenoiserFields(Protocol):
 
     @property
     def hidden_width(self) -> int:
-        """Width of the MLP."""
+        """Width of the MLP, or of a token of the transformer."""
         ...
 
     @property
     def num_blocks(self) -> int:
-        """Residual blocks of the MLP."""
+        """Blocks of the MLP or the transformer."""
         ...
 
     @property
@@ -237,11 +240,13 @@ def _check_horizon(horizon: int, channels: tuple[int, ...]) -> None:
         )
 
 
-def build_denoiser(config: DenoiserFields, *, action_size: int, condition_size: int) -> ResidualMlp | UNet1d:
+def build_denoiser(
+    config: DenoiserFields, *, action_size: int, condition_size: int
+) -> ResidualMlp | UNet1d | ChunkTransformer:
     """Build the network that a policy's configuration describes.
 
     Raises:
-        PolicyError: the horizon does not fit the U-Net.
+        PolicyError: the horizon does not fit the U-Net, or the width the transformer.
     """
     if config.denoiser is DenoiserKind.unet:
         return UNet1d(
@@ -249,6 +254,16 @@ def build_denoiser(config: DenoiserFields, *, action_size: int, condition_size: 
             action_size=action_size,
             condition_size=condition_size,
             channels=tuple(config.channels),
+            level_embedding=config.level_embedding,
+        )
+    if config.denoiser is DenoiserKind.transformer:
+        return ChunkTransformer(
+            horizon=config.horizon,
+            action_size=action_size,
+            condition_size=condition_size,
+            level_network=_level_network(config.level_embedding),
+            hidden_width=config.hidden_width,
+            num_blocks=config.num_blocks,
             level_embedding=config.level_embedding,
         )
     return ResidualMlp(

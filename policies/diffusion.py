@@ -1,6 +1,6 @@
 """Diffusion policy: denoises a chunk of actions from noise, given the last To observations.
 
-Source: Diffusion Policy (arXiv 2303.04137); clean-sample or noise prediction; sampled as robot_rl.algorithms.diffusion
+Source: Diffusion Policy (arXiv 2303.04137); noise, clean-sample or v prediction; sampled as robot_rl.algorithms.diffusion
 says. Actions live normalised to [-1, 1] ("range" mode of the normaliser, key "action"); the chain is never clipped,
 only the action that is executed.
 """
@@ -23,6 +23,7 @@ from robot_rl.algorithms.diffusion import (
     SamplingMode,
     add_noise,
     leading_levels,
+    prediction_target,
     reverse_step,
     sample_chain,
     sample_final,
@@ -45,7 +46,7 @@ class DiffusionPolicyConfig:
     """Configuration of a diffusion policy; flat, JSON-able.
 
     Attributes:
-        denoiser: mlp, or unet (for long chunks).
+        denoiser: mlp, unet (for long chunks), or transformer.
         prediction: what the network predicts.
         history: To, frames seen.
         horizon: Tp, actions predicted.
@@ -55,7 +56,7 @@ class DiffusionPolicyConfig:
         num_steps: K, denoising steps at levels spaced as in leading_levels.
         mode: sampling mode of `act`.
         final_alpha, sigma_min, sigma_max, clip_sample: see Sampler.
-        hidden_width, num_blocks: of the mlp.
+        hidden_width, num_blocks: of the mlp or the transformer.
         channels: of the unet, finest level first.
         level_embedding: size of the level embedding.
     """
@@ -234,7 +235,7 @@ class DiffusionPolicy(nn.Module):
         level = torch.randint(self.config.num_levels, (len(x0),), generator=generator, device=place).to(x0.device)
         noise = torch.randn(x0.shape, generator=generator, device=place).to(x0.device)
         output = self.denoiser(add_noise(x0, noise, level, self.alpha_bar), level, self.encode(window.observation))
-        target = noise if self.sampler.prediction is Prediction.epsilon else x0
+        target = prediction_target(x0, noise, level, alpha_bar=self.alpha_bar, prediction=self.sampler.prediction)
         weight = window.valid[:, :, None].expand_as(x0)
         loss = ((output - target).square() * weight).sum() / weight.sum().clamp(min=1)
         return loss, {"denoise_mse": float(loss.detach())}

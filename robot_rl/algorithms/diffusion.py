@@ -32,10 +32,14 @@ Denoise = Callable[[Any, Any], Any]
 
 
 class Prediction(str, Enum):
-    """What a network's output means: the noise in the latent, or the clean sample."""
+    """What a network's output means: the noise in the latent, the clean sample, or the velocity.
+
+    v = sqrt(ab) epsilon - sqrt(1 - ab) x0 (arXiv 2202.00512, section 4): of unit size at every level.
+    """
 
     epsilon = "epsilon"
     sample = "sample"
+    v = "v"
 
 
 class FinalAlpha(str, Enum):
@@ -261,12 +265,31 @@ def add_noise(
     return chosen.sqrt().to(x0.dtype) * x0 + (1 - chosen).sqrt().to(x0.dtype) * noise
 
 
+def prediction_target(
+    x0: Float[Array, "B Tp A"],
+    noise: Float[Array, "B Tp A"],
+    level: Int64[Array, " B"],
+    *,
+    alpha_bar: Float64[Array, " T"],
+    prediction: Prediction,
+) -> Float[Array, "B Tp A"]:
+    """What a network of this prediction must output for the latent that `add_noise` makes of the same arguments."""
+    if prediction is Prediction.epsilon:
+        return noise
+    if prediction is Prediction.sample:
+        return x0
+    chosen = alpha_bar[level][:, None, None]
+    return chosen.sqrt().to(x0.dtype) * noise - (1 - chosen).sqrt().to(x0.dtype) * x0
+
+
 def predict_x0_epsilon(
     row: StepCoefficients, latent: Float[Array, "B Tp A"], output: Float[Array, "B Tp A"], *, prediction: Prediction
 ) -> tuple[Float[Array, "B Tp A"], Float[Array, "B Tp A"]]:
     """Clean sample and noise that a network's output implies at the level of `row`; no clamp."""
     if prediction is Prediction.epsilon:
         return (latent - row.noise * output) / row.signal, output
+    if prediction is Prediction.v:
+        return row.signal * latent - row.noise * output, row.noise * latent + row.signal * output
     return output, (latent - row.signal * output) / row.noise
 
 

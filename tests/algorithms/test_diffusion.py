@@ -18,6 +18,7 @@ from robot_rl.algorithms.diffusion import (
     leading_levels,
     linspace_levels,
     predict_x0_epsilon,
+    prediction_target,
     reverse_step,
     sample_chain,
     sample_final,
@@ -58,9 +59,10 @@ def exact_x0(latent: torch.Tensor, alpha_bar: float, m: float, s: float) -> torc
 
 
 def exact_output(sampler: Sampler, latent: torch.Tensor, step: int, m: float, s: float) -> torch.Tensor:
-    exact = exact_epsilon if sampler.prediction is Prediction.epsilon else exact_x0
     alpha_bar = float(squared_cosine_alpha_bar(sampler.num_levels)[sampler.levels[step]])
-    return exact(latent, alpha_bar, m, s)
+    epsilon, x0 = exact_epsilon(latent, alpha_bar, m, s), exact_x0(latent, alpha_bar, m, s)
+    v = math.sqrt(alpha_bar) * epsilon - math.sqrt(1 - alpha_bar) * x0
+    return {Prediction.epsilon: epsilon, Prediction.sample: x0, Prediction.v: v}[sampler.prediction]
 
 
 def output_moments(sampler: Sampler, m: float, s: float) -> tuple[float, float]:
@@ -211,6 +213,31 @@ def test_exact_predictions_agree_and_convert(prediction: Prediction) -> None:
         torch.testing.assert_close(epsilon, exact_epsilon(latent, alpha_bar, 0.3, 0.2), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("prediction", list(Prediction))
+def test_target_turns_back_into_sample_and_noise(prediction: Prediction) -> None:
+    schedule = squared_cosine_alpha_bar(100)
+    generator = torch.Generator().manual_seed(0)
+    for step, k in enumerate(LEVELS):
+        x0, noise = torch.randn(2, 16, 3, 2, generator=generator, dtype=torch.float64)
+        level = torch.full((16,), k)
+        target = prediction_target(x0, noise, level, alpha_bar=schedule, prediction=prediction)
+        row = step_coefficients(FREE)[step]
+        got_x0, got_noise = predict_x0_epsilon(
+            row, add_noise(x0, noise, level, schedule), target, prediction=prediction
+        )
+        torch.testing.assert_close(got_x0, x0, rtol=0, atol=1e-6)
+        torch.testing.assert_close(got_noise, noise, rtol=0, atol=1e-6)
+
+
+def test_v_target_equals_diffusers() -> None:
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
+    theirs = scheduling.DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2")
+    x0, noise = torch.randn(2, 100, 3, 2, generator=torch.Generator().manual_seed(0))
+    level = torch.arange(100)
+    ours = prediction_target(x0, noise, level, alpha_bar=squared_cosine_alpha_bar(100), prediction=Prediction.v)
+    torch.testing.assert_close(ours, theirs.get_velocity(x0, noise, level), rtol=0, atol=1e-5)
+
+
 def test_known_predictions() -> None:
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     alpha_bar = float(squared_cosine_alpha_bar(100)[50])
@@ -260,7 +287,7 @@ def test_steps_equal_diffusers_ddim(clip: float | None, eta: float, final: Final
         clip_sample_range=clip or 1.0,
         set_alpha_to_one=final is FinalAlpha.one,
         steps_offset=1,
-        prediction_type=prediction.value,
+        prediction_type="v_prediction" if prediction is Prediction.v else prediction.value,
         timestep_spacing="leading",
     )
     theirs.set_timesteps(10)

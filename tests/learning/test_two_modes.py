@@ -36,6 +36,7 @@ ITERATIONS = {
     (DenoiserKind.mlp, Prediction.sample, 8): 500,
     (DenoiserKind.unet, Prediction.epsilon, 8): 800,
     (DenoiserKind.unet, Prediction.sample, 8): 400,
+    (DenoiserKind.mlp, Prediction.v, 8): 1000,
     (DenoiserKind.mlp, Prediction.epsilon, 1): 1000,
     (DenoiserKind.mlp, Prediction.sample, 1): 500,
 }

@@ -11,6 +11,7 @@ from torch import nn
 from robot_rl.errors import PolicyError
 from robot_rl.policies.denoisers import DenoiserKind, LevelEmbedding, ResidualMlp, UNet1d, build_denoiser
 from robot_rl.policies.diffusion import DiffusionPolicyConfig
+from robot_rl.policies.transformer import ChunkTransformer
 
 NETWORKS = [
     (DenoiserKind.mlp, 8, (64, 128)),
@@ -19,10 +20,18 @@ NETWORKS = [
     (DenoiserKind.unet, 4, (8, 12, 20)),
     (DenoiserKind.unet, 1, (16,)),
     (DenoiserKind.unet, 3, (16,)),
+    (DenoiserKind.transformer, 8, (16,)),
+    (DenoiserKind.transformer, 1, (16,)),
 ]
 
+CLASSES = {
+    DenoiserKind.mlp: ResidualMlp,
+    DenoiserKind.unet: UNet1d,
+    DenoiserKind.transformer: ChunkTransformer,
+}
 
-def build(kind: DenoiserKind, horizon: int, channels: tuple[int, ...]) -> ResidualMlp | UNet1d:
+
+def build(kind: DenoiserKind, horizon: int, channels: tuple[int, ...]) -> ResidualMlp | UNet1d | ChunkTransformer:
     torch.manual_seed(0)
     config = DiffusionPolicyConfig(
         denoiser=kind, horizon=horizon, execute=1, channels=channels, hidden_width=32, level_embedding=16
@@ -39,7 +48,7 @@ def inputs(horizon: int, count: int = 4) -> tuple[torch.Tensor, torch.Tensor, to
 @pytest.mark.parametrize(("kind", "horizon", "channels"), NETWORKS)
 def test_shape_and_kind(kind: DenoiserKind, horizon: int, channels: tuple[int, ...]) -> None:
     network = build(kind, horizon, channels)
-    assert isinstance(network, UNet1d if kind is DenoiserKind.unet else ResidualMlp)
+    assert isinstance(network, CLASSES[kind])
     out = network(*inputs(horizon))
     assert out.shape == (4, horizon, 3)
     assert out.dtype == torch.float32

@@ -116,7 +116,9 @@ def test_loss_by_hand_and_masked(prediction: Prediction) -> None:
     level = torch.randint(100, (200,), generator=generator)
     noise = torch.randn(200, HORIZON, ACTION, generator=generator)
     x0 = policy.normalizer.apply("action", batch.actions)
-    target = noise if prediction is Prediction.epsilon else x0
+    signal = policy.alpha_bar[level].sqrt().float()[:, None, None]
+    v = signal * noise - (1 - signal**2).sqrt() * x0
+    target = {Prediction.epsilon: noise, Prediction.sample: x0, Prediction.v: v}[prediction]
     by_hand = float((target - 0.25)[batch.valid].square().mean())
     assert float(loss) == pytest.approx(by_hand, rel=1e-5)
     assert metrics == {"denoise_mse": pytest.approx(by_hand, rel=1e-5)}
@@ -359,18 +361,21 @@ def test_wrong_shapes_are_refused() -> None:
         policy.act(Observation(proprio=observe(2).proprio), draw(policy, 2))
 
 
-EXPORTS = [(DenoiserKind.mlp, SamplingMode.eta0, 0), (DenoiserKind.mlp, SamplingMode.eta1, 0)] + [
-    (kind, SamplingMode.eta0, 1) for kind in DenoiserKind
-]
+EXPORTS = [
+    (DenoiserKind.mlp, Prediction.epsilon, SamplingMode.eta0, 0),
+    (DenoiserKind.mlp, Prediction.epsilon, SamplingMode.eta1, 0),
+    (DenoiserKind.mlp, Prediction.v, SamplingMode.eta0, 0),
+    (DenoiserKind.transformer, Prediction.v, SamplingMode.eta0, 0),
+] + [(kind, Prediction.epsilon, SamplingMode.eta0, 1) for kind in DenoiserKind]
 
 
-@pytest.mark.parametrize(("kind", "mode", "student_steps"), EXPORTS)
+@pytest.mark.parametrize(("kind", "prediction", "mode", "student_steps"), EXPORTS)
 def test_exported_graph_acts_the_same(
-    kind: DenoiserKind, mode: SamplingMode, student_steps: int, tmp_path: Path
+    kind: DenoiserKind, prediction: Prediction, mode: SamplingMode, student_steps: int, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    policy: DiffusionPolicy | OneStepPolicy = make(replace(SMALL, denoiser=kind)).with_mode(mode)
+    policy: DiffusionPolicy | OneStepPolicy = make(replace(SMALL, denoiser=kind, prediction=prediction)).with_mode(mode)
     if student_steps:
         policy = OneStepPolicy.from_teacher(policy, student_steps)
     example = observe(2)
