@@ -1,0 +1,188 @@
+"""Measure this machine and this code: `robot-rl bench train|sample|infer|env|ceilings|all [--json FILE] [--force]`.
+
+    train      training samples per second of imitation, MLP and U-Net
+    sample     windows per second of our sampler against a torch DataLoader over the same zarr
+    infer      one decision: eager K steps, eager one step, ONNX, of the same net
+    env        env steps per second of our adapter against raw ManiSkill
+    ceilings   memory bandwidth and peak FLOPs
+
+What is compared runs in turns in one process. Ratios are refused (exit 1) when other processes use more than a quarter
+of the usable cores before or during the measurement, or the 1-minute load average is above cores + 0.5 before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robot_rl.workbench.bench_timing import (
+    OTHERS_ALLOWED,
+    BenchError,
+    LoadWatch,
+    Options,
+    Report,
+    compare,
+    is_overloaded,
+    probe_others,
+    usable_cores,
+)
+
+BENCHMARKS = ("ceilings", "sample", "train", "infer", "env")
+
+
+def main(words: Sequence[str]) -> int:
+    """Run benchmarks; 0 when all were measured, 1 when ratios were refused.
+
+    Raises:
+        BenchError: the machine is overloaded before anything is measured, and not `--force`.
+        RobotRlError: as the benchmarks.
+    """
+    options = _parser().parse_args(list(words))
+    chosen = BENCHMARKS if options.what == "all" else (options.what,)
+    sizes = Options(rounds=options.rounds, threads=options.threads, env=options.env, dataset=options.dataset)
+    results: dict[str, Any] = {}
+    for name in chosen:
+        print(f"bench {name} ...", file=sys.stderr)
+        results[name] = measure(name, sizes, force=options.force, own_load=bool(results))
+        print(as_table(name, results[name]), flush=True)
+        if options.json is not None:  # after each, so that a refusal later keeps what was measured
+            write_json(options.json, results, words)
+    refused = [name for name, result in results.items() if result["refused"]]
+    if refused:
+        print(f"robot-rl: ratios refused: {', '.join(refused)}; {_REMEDY}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+_REMEDY = "stop other work and measure again, or use --force to see ratios that can't be trusted."
+
+
+def measure(name: str, options: Options, *, force: bool, own_load: bool = False) -> dict[str, Any]:
+    """Run one benchmark between two looks at the machine.
+
+    Args:
+        name: one of BENCHMARKS.
+        options: for the benchmark.
+        force: show ratios whatever the load.
+        own_load: whether this process worked in the last minute, so that the load average before is no evidence.
+
+    Returns:
+        JSON types: `measurements`, `ratios` (empty when refused), `facts`, `load` (load averages before and after,
+        cores used by others before and during, limit), `overloaded`, `refused`.
+
+    Raises:
+        BenchError: overloaded before the start, and not `force`.
+        RobotRlError: as the benchmark.
+    """
+    cores, before = usable_cores(), os.getloadavg()[0]
+    others = probe_others()
+    overloaded = is_overloaded(others, load=before, cores=cores, own_load=own_load)
+    if overloaded and not force:
+        raise BenchError(
+            f"bench {name}",
+            expected=f"a quiet machine: others below {OTHERS_ALLOWED * cores:g} of {cores} cores, load below {cores + 0.5:g}",
+            got=f"others use {others:.2f} cores, load average {before:.2f}",
+            hint=_REMEDY[0].upper() + _REMEDY[1:],
+        )  # fmt: skip
+    watch = LoadWatch()
+    report: Report = importlib.import_module(f"robot_rl.workbench.bench_{name}").run(options)
+    during, after = watch.others(), os.getloadavg()[0]
+    overloaded = overloaded or is_overloaded(during, load=after, cores=cores, own_load=True)
+    refused = overloaded and not force and bool(report.comparisons)
+    return {
+        "measurements": [measurement.to_json() for measurement in report.measurements],
+        "ratios": [] if refused else ratios(report),
+        "facts": report.facts,
+        "load": {
+            "average_before": before, "average_after": after, "others_before_cores": others,
+            "others_during_cores": during, "others_allowed_cores": OTHERS_ALLOWED * cores, "usable_cores": cores,
+        },
+        "overloaded": overloaded,
+        "refused": refused,
+    }  # fmt: skip
+
+
+def ratios(report: Report) -> list[dict[str, Any]]:
+    """The comparisons of a report; see `bench_timing.compare`."""
+    found = {measurement.name: measurement for measurement in report.measurements}
+    return [compare(found[c.ours], found[c.peer], target=c.target) for c in report.comparisons]
+
+
+def as_table(name: str, result: Mapping[str, Any]) -> str:
+    """Times, rates, ratios and load of one benchmark, for people."""
+    rows = [(name, "min ms", "p50 ms", "p99 ms", "rate at p50")]
+    for m in result["measurements"]:
+        times = [f"{m[key]:.4g}" for key in ("min_ms", "p50_ms", "p99_ms")]
+        rows.append((m["name"], times[0], times[1], times[2], f"{m['rate_p50']:,.5g} {m['unit']}/s"))
+    parts = [_columns(rows)]
+    if result["ratios"]:
+        lines = [("ratio", "p50", "95 %", "of minima", "target", "met")]
+        for r in result["ratios"]:
+            interval = "-" if r["low"] is None else f"{r['low']:.3g}-{r['high']:.3g}"
+            target = "-" if r["target"] is None else f">= {r['target']:g}"
+            met = {None: "-", True: "yes", False: "NO"}[r["met"]]
+            lines.append(
+                (f"{r['ours']} / {r['peer']}", f"{r['ratio']:.3g}", interval, f"{r['ratio_best']:.3g}", target, met)
+            )
+        parts.append(_columns(lines))
+    load = result["load"]
+    state = "OVERLOADED" if result["overloaded"] else "quiet"
+    parts.append(
+        f"machine {state}: load average {load['average_before']:.2f} before, {load['average_after']:.2f} after; others "
+        f"used {load['others_before_cores']:.2f} cores before, {load['others_during_cores']:.2f} during "
+        f"(limit {load['others_allowed_cores']:g} of {load['usable_cores']})"
+    )
+    if result["refused"]:
+        parts.append("ratios refused: other processes disturbed the measurement; times above are no result either")
+    return "\n".join([*parts, ""])
+
+
+def write_json(path: Path, results: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Write all results with command, machine, versions and time; through a temporary file, so never half.
+
+    Raises:
+        BenchError: the file can't be written.
+    """
+    from robot_rl.runs.provenance import collect
+
+    document = {"command": ["robot-rl", "bench", *words], "provenance": collect(), "results": results}
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BenchError(
+            str(path), expected="a file that can be written", got=str(error), hint="Check folder and permissions."
+        ) from error
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="robot-rl bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=(*BENCHMARKS, "all"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as JSON")
+    parser.add_argument("--force", action="store_true", help="show ratios although the machine is overloaded")
+    parser.add_argument("--rounds", type=_positive, default=15, help="rounds of every contender (default 15)")
+    parser.add_argument("--threads", type=_positive, default=1, help="of torch and onnxruntime (default 1)")
+    parser.add_argument("--env", default="pick_cube", help="config choice for `env` (default pick_cube)")
+    parser.add_argument("--dataset", help="EpisodeStore for `sample` and `train` (default: random numbers)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"1 or more expected, got {text}")
+    return value

@@ -1,0 +1,332 @@
+"""bench: hand numbers for timing and ratios, refusal under load, and peers that do the same work as ours."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robot_rl import cli
+from robot_rl.data.store import EpisodeStore
+from robot_rl.data.windows import WindowSampler
+from robot_rl.envs.point_reach import PointReachConfig, make_env
+from robot_rl.errors import DeployError
+from robot_rl.workbench import (
+    bench,
+    bench_ceilings,
+    bench_env,
+    bench_infer,
+    bench_sample,
+    bench_timing,
+    bench_train,
+)
+from robot_rl.workbench.bench_timing import BenchError, Comparison, Contender, Measurement, Options, Report
+
+needs_maniskill = pytest.mark.skipif(find_spec("mani_skill") is None, reason="ManiSkill is not installed (extra sim)")
+needs_onnx = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed (extra export)")
+
+
+class Clock:
+    """A clock that only the contenders move."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(bench_timing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(bench_timing.time, "sleep", self.pass_time)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_contenders_take_turns_and_only_calls_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = Clock(monkeypatch), list[str]()
+    slower = itertools.count(100)  # the first call, which warms up, takes 100 s, the next 101 s ...
+
+    def a() -> None:
+        order.append("a")
+        clock.pass_time(2.0)
+
+    def b() -> None:
+        order.append("b")
+        clock.pass_time(next(slower))
+
+    contenders = [
+        Contender("a", a, 8, "things", repeats=2, prepare=lambda: clock.pass_time(50), settle_s=7.0),
+        Contender("b", b, 1, "things"),
+    ]
+    first, second = bench_timing.interleave(contenders, rounds=3)
+    assert "".join(order) == "aab" * 4
+    assert first.seconds.tolist() == [[2, 2], [2, 2], [2, 2]]
+    assert second.seconds.tolist() == [[101], [102], [103]]
+    assert first.rate == 4
+    assert second.to_json()["p50_ms"] == 102_000
+
+
+def test_refuses_no_rounds_and_equal_names() -> None:
+    twin = Contender("a", lambda: None, 1, "things")
+    with pytest.raises(BenchError, match="different names"):
+        bench_timing.interleave([twin, twin], rounds=1)
+    with pytest.raises(BenchError, match="at least one round"):
+        bench_timing.interleave([twin], rounds=0)
+
+
+def measured(name: str, rows: list[list[float]], work: int = 1) -> Measurement:
+    return Measurement(name, work, "things", np.array(rows, np.float64))
+
+
+def test_ratio_by_hand() -> None:
+    # Round medians 1, 2, 3 s of 10 things against 1, 4, 15 s of 1 thing: rates 10, 5, 10/3 against 1, 1/4, 1/15.
+    ours = measured("ours", [[1, 1, 9], [2, 2, 2], [0.5, 3, 3]], work=10)
+    peer = measured("peer", [[1], [4], [15]])
+    found = bench_timing.compare(ours, peer, target=20.0)
+    assert found["ratio"] == pytest.approx(20)  # of 10, 20, 50
+    assert found["ratio_best"] == pytest.approx(20)  # 10 things in 0.5 s against 1 in 1 s
+    assert found["met"] is True
+    assert found["low"] is None, "three rounds give no interval"
+    assert bench_timing.compare(ours, peer, target=20.1)["met"] is False
+    assert bench_timing.compare(ours, peer, target=None)["met"] is None
+
+
+def test_drift_of_the_machine_leaves_the_ratio_alone() -> None:
+    drift = np.linspace(1, 10, 20)[:, None]
+    found = bench_timing.compare(Measurement("a", 1, "x", drift), Measurement("b", 1, "x", 3 * drift), target=None)
+    assert [found[key] for key in ("ratio", "low", "high", "ratio_best")] == pytest.approx([3, 3, 3, 3])
+
+
+def test_interval_covers_the_true_ratio_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        ours, peer = np.exp(0.1 * rng.standard_normal((2, 15, 1)))
+        found = bench_timing.compare(Measurement("a", 1, "x", ours), Measurement("b", 1, "x", 2 * peer), target=None)
+        covered += found["low"] <= 2 <= found["high"]
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("others", "load", "own_load", "overloaded"),
+    [
+        (0.0, 0.0, False, False),
+        (0.5, 2.5, False, False),
+        (0.51, 0.0, False, True),
+        (0.51, 0.0, True, True),
+        (0.0, 2.51, False, True),
+        (0.0, 9.0, True, False),  # behind a benchmark the load average is its own work
+    ],
+)
+def test_overload_on_two_cores(others: float, load: float, own_load: bool, overloaded: bool) -> None:
+    assert bench_timing.is_overloaded(others, load=load, cores=2, own_load=own_load) is overloaded
+
+
+def test_others_are_the_machine_without_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"busy": iter([100.0, 107.0]), "own": iter([10.0, 14.0]), "time": iter([0.0, 2.0])}
+    monkeypatch.setattr(bench_timing, "_busy_seconds", lambda: next(values["busy"]))
+    monkeypatch.setattr(bench_timing, "_own_seconds", lambda: next(values["own"]))
+    monkeypatch.setattr(bench_timing.time, "monotonic", lambda: next(values["time"]))
+    assert bench_timing.LoadWatch().others() == 1.5  # 7 s in use, 4 of them ours, in 2 s
+
+
+def test_children_are_own_work_while_they_run_and_behind_it() -> None:
+    before = bench_timing._own_seconds()
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint('burnt', flush=True)\ninput()"
+    child = subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "burnt\n"
+    assert bench_timing._own_seconds() - before >= 0.45
+    child.communicate("\n")
+    assert 0.45 <= bench_timing._own_seconds() - before < 5
+
+
+def test_machine_clocks_run_in_seconds() -> None:
+    before = bench_timing._busy_seconds()
+    began = bench_timing.time.process_time()
+    while bench_timing.time.process_time() - began < 0.3:
+        pass
+    assert bench_timing._busy_seconds() - before >= 0.25
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """`bench ceilings` that measures nothing, on a machine whose load the test sets."""
+    load = {"before": 0.0, "during": 0.0, "average": 0.0, "runs": 0}
+
+    def run(options: Options) -> Report:
+        load["runs"] += 1
+        pair = (measured("ours", [[0.001]] * options.rounds), measured("peer", [[0.012]] * options.rounds))
+        return Report(pair, (Comparison("ours", "peer", 10.0),), {})
+
+    monkeypatch.setattr(bench_ceilings, "run", run)
+    monkeypatch.setattr(bench, "probe_others", lambda: load["before"])
+    monkeypatch.setattr(bench, "usable_cores", lambda: 2)
+    monkeypatch.setattr(bench.LoadWatch, "others", lambda self: load["during"])
+    monkeypatch.setattr(bench.os, "getloadavg", lambda: (load["average"], 0.0, 0.0))
+    return load
+
+
+def test_quiet_machine_prints_the_ratio(fake: dict[str, float], capsys: Any, tmp_path: Path) -> None:
+    assert cli.main(["bench", "ceilings", "--rounds", "6", "--json", str(tmp_path / "out.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "ours / peer  12   12-12  12         >= 10   yes" in printed
+    assert "machine quiet" in printed
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["command"][:3] == ["robot-rl", "bench", "ceilings"]
+    assert document["results"]["ceilings"]["ratios"][0]["ratio"] == pytest.approx(12)
+    assert document["provenance"]["cpu_model"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
+
+
+@pytest.mark.parametrize("what", [{"before": 1.2}, {"average": 2.6}])
+def test_overloaded_before_measures_nothing(fake: dict[str, float], capsys: Any, what: dict[str, float]) -> None:
+    fake.update(what)
+    assert cli.main(["bench", "ceilings"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "expected a quiet machine" in printed.err
+    assert "--force" in printed.err
+    assert fake["runs"] == 0
+
+
+def test_disturbed_while_measuring_shows_no_ratio(fake: dict[str, float], capsys: Any, tmp_path: Path) -> None:
+    fake["during"] = 0.8
+    assert cli.main(["bench", "ceilings", "--json", str(tmp_path / "out.json")]) == 1
+    printed = capsys.readouterr()
+    assert "ours / peer" not in printed.out
+    assert "OVERLOADED" in printed.out
+    assert "ratios refused: ceilings" in printed.err
+    result = json.loads((tmp_path / "out.json").read_text())["results"]["ceilings"]
+    assert result["ratios"] == []
+    assert result["refused"] is True
+
+
+def test_force_shows_the_ratio_and_says_overloaded(fake: dict[str, float], capsys: Any) -> None:
+    fake["before"] = fake["during"] = 1.9
+    assert cli.main(["bench", "ceilings", "--force"]) == 0
+    printed = capsys.readouterr().out
+    assert "ours / peer" in printed
+    assert "machine OVERLOADED" in printed
+
+
+def test_wrong_words(fake: dict[str, float], capsys: Any, tmp_path: Path) -> None:
+    assert cli.main(["bench", "speed"]) == 2
+    assert cli.main(["bench", "ceilings", "--rounds", "0"]) == 2
+    assert cli.main(["bench", "ceilings", "--json", str(tmp_path / "none" / "out.json")]) == 1
+    assert "expected a file that can be written" in capsys.readouterr().err
+
+
+def test_window_indices_by_hand() -> None:
+    # Episodes of rows 0-2 and 3-4; one row in front, two from the step on.
+    found = bench_sample.window_indices(np.array([3, 5]), before=1, horizon=2)
+    assert found.tolist() == [[0, 2, 1], [0, 3, 0], [1, 3, 0], [3, 5, 1], [3, 5, 0]]
+
+
+@pytest.mark.parametrize(("history", "horizon"), [(1, 1), (2, 16), (4, 3)])
+def test_peer_cuts_the_same_windows(tmp_path: Path, history: int, horizon: int) -> None:
+    path = bench_sample.random_demonstrations(tmp_path / "demos.zarr", episodes=3, steps=9)
+    peer = bench_sample.SlicedWindows(path, history=history, horizon=horizon)
+    with EpisodeStore.open(path) as store:
+        ours = WindowSampler(
+            store, history=history, horizon=horizon, execute=1, keys=bench_sample.KEYS,
+            episodes=np.arange(3), device="cpu",
+        )  # fmt: skip
+    assert len(peer) == ours.num_windows == 27
+    windows = ours.window(np.arange(27))
+    for index in range(27):
+        item = peer[index]
+        assert windows.observation.state is not None
+        assert torch.equal(item["proprio"], windows.observation.proprio[index])
+        assert torch.equal(item["state"], windows.observation.state[index])
+        assert torch.equal(item["action"], windows.actions[index])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_gives_the_windows_it_is_paid_for(tmp_path: Path, workers: int) -> None:
+    path = bench_sample.random_demonstrations(tmp_path / "demos.zarr", episodes=4, steps=80)
+    taken = list[int]()
+    peer = bench_sample.SlicedWindows(path, history=1, horizon=4)
+    contender = bench_sample.loader_contender(peer, workers)
+    real_next = next
+
+    def counting(iterator: Any) -> Any:
+        batch = real_next(iterator)
+        taken.append(len(batch["action"]))
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_sample, "next", counting, raising=False)
+        contender.call()
+    assert sum(taken) == contender.work == 40 * 256
+
+
+def test_train_flops_against_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_train, "NETS", ("mlp",))
+    small = bench_sample.random_demonstrations
+    monkeypatch.setattr(bench_train, "random_demonstrations", lambda path: small(path, episodes=3, steps=20))
+    report = bench_train.run(Options(rounds=1))
+    facts = report.facts["mlp"]
+    # A dense layer: 2 B FLOP a weight forward, twice that backward (half of it less in the first layers).
+    ratio = 1e9 * facts["gflop_per_step"] / (256 * facts["parameters"])
+    assert 4 < ratio < 6
+    (measurement,) = report.measurements
+    assert facts["gflop_per_s"] == pytest.approx(facts["gflop_per_step"] * measurement.rate / 256)
+
+
+@needs_onnx
+def test_infer_measures_equal_policies_and_refuses_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_infer, "NETS", ("mlp",))
+    report = bench_infer.run(Options(rounds=1))
+    assert [m.name for m in report.measurements] == [
+        "mlp eager, 10 steps", "mlp ONNX, 10 steps", "mlp eager, 1 step", "mlp ONNX, 1 step",
+    ]  # fmt: skip
+    assert max(report.facts["mlp"][f"max_error_{k}_steps"] for k in (1, 10)) < 1e-4
+    first = report.comparisons[0]
+    assert (first.ours, first.peer, first.target) == ("mlp ONNX, 1 step", "mlp eager, 10 steps", 8.0)
+    student = bench_infer._policy("mlp").one_step_student(1)
+    exported = bench_infer._exported(student, tmp_path / "policy.onnx", threads=1)
+    with torch.no_grad():
+        next(iter(student.denoiser.parameters())).add_(0.5)
+    with pytest.raises(DeployError, match="a faster wrong policy"):
+        bench_infer._decisions(student, exported)
+
+
+def test_ceilings_count_bytes_and_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_ceilings, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(bench_ceilings, "MATRIX", 64)
+    report = bench_ceilings.run(Options(rounds=1))
+    work = {m.name: (m.work, m.unit) for m in report.measurements}
+    assert work["copy, torch"] == (2 * 2**20 / 1e9, "GB")
+    assert work["matmul, float32"] == (2 * 64**3 / 1e9, "GFLOP")
+
+
+def test_our_contender_plays_one_whole_episode_in_each_env() -> None:
+    env = make_env(PointReachConfig(terminate_on_success=False), num_envs=3, history=1)
+    env.reset(itertools.count(0))
+    contender = bench_env.our_contender(env, "ours", chunk=7)
+    contender.call()
+    assert env.episode_seeds.tolist() == [3, 4, 5]
+    contender.call()
+    assert env.episode_seeds.tolist() == [6, 7, 8]
+    assert contender.work == 3 * env.spec.max_episode_steps
+
+
+def test_env_needs_a_raw_environment_to_compare_with() -> None:
+    with pytest.raises(BenchError, match="a ManiSkill task"):
+        bench_env.run(Options(rounds=1, env="point_reach"))
+
+
+@needs_maniskill
+def test_env_against_maniskill() -> None:
+    report = bench_env.run(Options(rounds=1))
+    assert report.facts["first_states_equal"] is True
+    assert report.measurements[0].name == bench_env.RAW
+    work = {m.name: m.work for m in report.measurements}
+    assert work[bench_env.RAW] == work["ours, N=1 chunk 1"] == 50
+    assert work["ours, N=4 chunk 8"] == 200
+    assert {c.peer for c in report.comparisons} == {bench_env.RAW}
