@@ -5,6 +5,7 @@ A simulator implements `StepEnv` (N envs, one action each). `HistoryEnv` makes a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -139,8 +140,8 @@ class HistoryEnv:
                 frame = self._env.step_envs(actions[:, column], active)
                 success, fail = _to_numpy(frame.success) & active, _to_numpy(frame.fail) & active
                 mask[:, column], successes[:, column] = active, success
-                rewards[active, column] = _to_numpy(frame.reward)[active]
-                self._steps[active] += 1
+                rewards[:, column] = np.where(active, _to_numpy(frame.reward), 0)
+                self._steps += active
                 self._check_finite({**frame.observation, "reward": frame.reward}, active)
                 terminated |= fail | (success & self._terminate_on_success)
                 truncated |= active & ~terminated & (self._steps >= self.spec.max_episode_steps)
@@ -200,6 +201,9 @@ class HistoryEnv:
 
     def _check_finite(self, arrays: Mapping[str, torch.Tensor], mask: np.ndarray) -> None:
         for key, value in arrays.items():
+            # A sum is finite only if every element is; one that overflows is looked at element by element.
+            if not value.is_floating_point() or math.isfinite(float(value.sum())):
+                continue
             bad = ~torch.isfinite(value) & self._tensor(mask).view(-1, *[1] * (value.dim() - 1))
             if bool(bad.any()):
                 env, *element = torch.nonzero(bad)[0].tolist()
@@ -214,7 +218,8 @@ class HistoryEnv:
         time = self._tensor(self._steps / self.spec.control_hz)
         for key, value in {**frame, _TIME: time}.items():
             old = self._stack[key]
-            self._stack[key] = self._merge(mask, torch.cat([old[:, 1:], value[:, None]], dim=1), old)
+            new = value[:, None] if self._history == 1 else torch.cat([old[:, 1:], value[:, None]], dim=1)
+            self._stack[key] = self._merge(mask, new, old)
 
     def _merge(self, mask: np.ndarray, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         if mask.all():
@@ -226,7 +231,8 @@ class HistoryEnv:
         return Observation.from_arrays({k: v for k, v in arrays.items() if k != _TIME}, time=arrays[_TIME])
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.tensor(array, device=self.device)
+        # Shares memory on the CPU: only for arrays that nobody changes afterwards.
+        return torch.from_numpy(array).to(self.device)
 
     def _checked_actions(self, chunk: ActionChunk, running: np.ndarray) -> torch.Tensor:
         if not self._stack:
@@ -240,6 +246,8 @@ class HistoryEnv:
                 got=f"shape {shape} with execute={chunk.execute}",
                 hint="The policy was made for another task, control mode or number of envs.",
             )
+        if math.isfinite(float(actions.sum())):
+            return actions
         finite = torch.isfinite(actions[:, : chunk.execute]) | ~self._tensor(running)[:, None, None]
         if not bool(finite.all()):
             env, column, element = torch.nonzero(~finite)[0].tolist()

@@ -46,7 +46,9 @@ class CpuEnvs:
         success, fail = torch.zeros(2, self.num_envs, dtype=torch.bool)
         for row in np.flatnonzero(mask).tolist():
             env = self._envs[row]
-            obs, info = env.reset(seed=_checked_seed(int(seeds[row])), options=_forget_past(env))
+            seed = _checked_seed(int(seeds[row]))
+            with torch.inference_mode():  # a sixth less time in ManiSkill's pose arithmetic, the same numbers
+                obs, info = env.reset(seed=seed, options=_forget_past(env))
             self._keep(row, obs)
             success[row], fail[row] = _signals(info, 1)
         return Frame(observation=self._copy(), reward=torch.zeros(self.num_envs), success=success, fail=fail)
@@ -56,7 +58,8 @@ class CpuEnvs:
         reward = torch.zeros(self.num_envs)
         success, fail = torch.zeros(2, self.num_envs, dtype=torch.bool)
         for row in np.flatnonzero(active).tolist():
-            obs, raw_reward, _, _, info = self._envs[row].step(action[row])
+            with torch.inference_mode():
+                obs, raw_reward, _, _, info = self._envs[row].step(action[row])
             self._keep(row, obs)
             reward[row] = float(raw_reward)
             success[row], fail[row] = _signals(info, 1)
