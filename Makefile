@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	fi; \
 	echo "robot-rl: $$("$$python" --version) -> $(VENV) (about 2 GB with torch for the CPU, 6 GB with CUDA; minutes)"; \
 	"$$python" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[train,sim,export,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[train,sim,pusht,export,dev]'
 	$(BIN)/python -m pip check
 	@touch $@
 
@@ -49,7 +49,7 @@ test-slow: setup
 
 # Every extra together with those it may meet: pip must find versions (network, about a minute, nothing is installed).
 resolve: setup
-	@for extras in train,sim,export,dev train,export-gpu,dev train,sim,export,baselines,track,teleop,dev \
+	@for extras in train,sim,pusht,export,dev train,pusht,export-gpu,dev train,sim,pusht,export,baselines,track,teleop,dev train,tensorrt \
 	    ros2,export ros2,teleop train,ros2,teleop; do \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run ".[$$extras]" >/dev/null 2>.resolve.log \
 	    && echo "ok      $$extras" || { echo "FAILED  $$extras"; cat .resolve.log; exit 1; }; \
