@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete
 
-gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("gymnasium")
+
+import gymnasium
+from gymnasium.spaces import Box, Dict, Discrete
 
 from robot_rl.contracts import VectorEnv
 from robot_rl.envs.gymnasium import GymnasiumConfig, Terminated, make_env
