@@ -107,6 +107,7 @@ def test_a_hanging_tracker_does_not_hold_the_run(
 
     class Hanging(Recorder):
         def __init__(self, run: Path, *, project: str) -> None:
+            super().__init__(run, project=project)
             release.wait(30)
 
     monkeypatch.setitem(trackers.TRACKERS, "hanging", Hanging)
@@ -118,6 +119,9 @@ def test_a_hanging_tracker_does_not_hold_the_run(
     assert time.monotonic() - began < 5
     assert "left behind" in caplog.text
     release.set()
+    for thread in threading.enumerate():
+        if thread.name == "trackers":
+            thread.join(5)
 
 
 def test_unknown_tracker_names_the_valid_ones(tmp_path: Path) -> None:
