@@ -41,10 +41,11 @@ def main(words: Sequence[str] | None = None) -> int:
         words: arguments behind the program name; None takes those of this process.
     """
     words = list(sys.argv[1:] if words is None else words)
-    if words and words[0] in TOOLS:
-        return _run_tool(words[0], words[1:])
-    options = _parser().parse_intermixed_args(words)
+    is_tool = bool(words) and words[0] in TOOLS  # tools have options of their own
+    options = _parser().parse_intermixed_args([] if is_tool else words)
     try:
+        if is_tool:
+            return _run_tool(words[0], [word for word in words[1:] if word != "--debug"])
         if options.command is None or (options.help and options.command not in STAGES):
             print(general_help())
             return 0 if options.help else 2
@@ -62,25 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return 0
         return _run_stage(options, words)
     except RobotRlError as error:
-        if options.debug:
-            raise
-        print(f"robot-rl: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("robot-rl: interrupted", file=sys.stderr)
-        return INTERRUPTED
-
-
-def _run_tool(command: str, words: Sequence[str]) -> int:
-    """Call a workbench tool, which has options of its own and no run directory; `--debug` shows tracebacks."""
-    debug = "--debug" in words
-    _log_to_stderr(quiet=False)
-    try:
-        with _missing_packages_explained(command):
-            tool = importlib.import_module(f"robot_rl.workbench.{command}")
-            return int(tool.main([word for word in words if word != "--debug"]))
-    except RobotRlError as error:
-        if debug:
+        if "--debug" in words:
             raise
         print(f"robot-rl: {error}", file=sys.stderr)
         return error.exit_code
@@ -90,6 +73,14 @@ def _run_tool(command: str, words: Sequence[str]) -> int:
     except BrokenPipeError:  # `robot-rl ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run_tool(command: str, words: Sequence[str]) -> int:
+    """Call a workbench tool, which leaves no run directory."""
+    _log_to_stderr(quiet=False)
+    try:
+        with _missing_packages_explained(command):
+            return int(importlib.import_module(f"robot_rl.workbench.{command}").main(words))
     except SystemExit as stop:  # argparse: wrong words end with 2, --help with 0
         return int(stop.code or 0)
 

@@ -141,7 +141,7 @@ class Follower:
         self._end = threading.Event()
         self._open: dict[tuple[str, Path], Tracker] = {}
         # A resumed run continues behind what its file holds now; earlier lines were passed on by the earlier process.
-        self._offsets = {path: path.stat().st_size for path in run.rglob("metrics.jsonl")}
+        self._offsets = {path: path.stat().st_size for path in self._files()}
         self._thread = threading.Thread(target=self._follow, name="trackers", daemon=True)
 
     def __enter__(self) -> Follower:
@@ -162,10 +162,14 @@ class Follower:
         last = False
         while not last:
             last = self._end.wait(self._poll_s)
-            for path in sorted(self._root.rglob("metrics.jsonl")):
+            for path in self._files():
                 self._pass_on(path)
         for (name, _), tracker in list(self._open.items()):
             self._guarded(name, tracker.close)
+
+    def _files(self) -> list[Path]:
+        # Named places: a search through the whole run would walk the chunks of its dataset every second.
+        return [*self._root.glob("metrics.jsonl"), *sorted(self._root.glob("stages/*/metrics.jsonl"))]
 
     def _pass_on(self, path: Path) -> None:
         size = path.stat().st_size

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from robot_rl.workbench.bench_timing import (
     probe_others,
     usable_cores,
 )
+from robot_rl.workbench.columns import as_columns
 
 BENCHMARKS = ("ceilings", "sample", "train", "infer", "env")
 
@@ -119,7 +119,7 @@ def as_table(name: str, result: Mapping[str, Any]) -> str:
     for m in result["measurements"]:
         times = [f"{m[key]:.4g}" for key in ("min_ms", "p50_ms", "p99_ms")]
         rows.append((m["name"], times[0], times[1], times[2], f"{m['rate_p50']:,.5g} {m['unit']}/s"))
-    parts = [_columns(rows)]
+    parts = [as_columns(rows)]
     if result["ratios"]:
         lines = [("ratio", "p50", "95 %", "of minima", "target", "met")]
         for r in result["ratios"]:
@@ -129,7 +129,7 @@ def as_table(name: str, result: Mapping[str, Any]) -> str:
             lines.append(
                 (f"{r['ours']} / {r['peer']}", f"{r['ratio']:.3g}", interval, f"{r['ratio_best']:.3g}", target, met)
             )
-        parts.append(_columns(lines))
+        parts.append(as_columns(lines))
     load = result["load"]
     state = "OVERLOADED" if result["overloaded"] else "quiet"
     parts.append(
@@ -148,23 +148,16 @@ def write_json(path: Path, results: Mapping[str, Any], words: Sequence[str]) -> 
     Raises:
         BenchError: the file can't be written.
     """
+    from robot_rl.runs import directory
     from robot_rl.runs.provenance import collect
 
     document = {"command": ["robot-rl", "bench", *words], "provenance": collect(), "results": results}
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        directory.write_json(path, document)
     except OSError as error:
         raise BenchError(
             str(path), expected="a file that can be written", got=str(error), hint="Check folder and permissions."
         ) from error
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def _parser() -> argparse.ArgumentParser:

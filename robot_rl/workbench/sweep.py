@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.errors import ConfigError, RunError, closest
+from robot_rl.runs.directory import write_json
 from robot_rl.stages import STAGES
 from robot_rl.workbench.columns import as_columns
 
@@ -59,7 +59,7 @@ def main(words: Sequence[str]) -> int:
     print(f"sweep {folder}: {len(members)} members, {len(members) - len(missing)} finished", file=sys.stderr)
     interrupted = _run_members(folder, plan, missing, jobs=options.jobs)
     rows = summarize(plan)
-    _write(folder / "sweep.json", plan | {"summary": rows})
+    write_json(folder / "sweep.json", plan | {"summary": rows})
     print(json.dumps({"sweep": str(folder), "rows": rows}) if options.json else as_columns(_cells(rows)))
     print(f"sweep: {folder}", file=sys.stderr)
     if interrupted:
@@ -189,7 +189,7 @@ def _new(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     if folder.exists():
         raise ConfigError("sweep", expected="a new folder", got=f"{folder} exists", hint="Use --resume to continue it.")
     folder.mkdir(parents=True)
-    _write(folder / "sweep.json", plan)
+    write_json(folder / "sweep.json", plan)
     return folder, plan
 
 
@@ -215,7 +215,7 @@ def _run_members(folder: Path, plan: dict[str, Any], missing: Sequence[Member], 
             for member, process in list(running.items()):
                 if process.poll() is not None:
                     plan["results"][member.name] = _result(folder, member, process)
-                    _write(folder / "sweep.json", plan)
+                    write_json(folder / "sweep.json", plan)
                     del running[member]
             time.sleep(0.1)
     except KeyboardInterrupt:
@@ -258,9 +258,3 @@ def _result(folder: Path, member: Member, process: subprocess.Popen[str]) -> dic
         result["error"] = lines[-1] if lines else "no message"
         print(f"failed {member.name}: {result['error']}", file=sys.stderr)
     return result
-
-
-def _write(path: Path, plan: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(plan, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
