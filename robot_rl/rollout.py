@@ -194,11 +194,14 @@ def rollout(
     Args:
         env: the environments; they are reset here.
         actor: chooses the actions.
-        seeds: of the episodes; each is played exactly once.
+        seeds: of the episodes; each is played exactly once. None at all is no error: a run that was killed behind its
+            last episode has none left when it continues.
         on_episode: called for each episode (to write it, count it, or stop by raising).
         source: give it to get whole episodes in `on_episode`; None keeps only records.
     """
     wanted = list(seeds)
+    if not wanted:
+        return []
     observation = env.reset(iter(wanted))
     tracks = _start_tracks(env, observation, np.ones(env.num_envs, dtype=bool), [None] * env.num_envs)
     new_episode = np.ones(env.num_envs, dtype=bool)

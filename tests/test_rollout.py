@@ -69,6 +69,11 @@ def test_episodes_obey_the_physics_and_records_their_definition() -> None:
 episode_hz = make_env(PointReachConfig(), num_envs=1, history=1).spec.control_hz
 
 
+def test_no_seeds_are_no_episodes() -> None:
+    env = make_env(PointReachConfig(), num_envs=2, history=1)
+    assert rollout(env, PointReachExpert(PointReachExpertConfig(), env.spec), []) == []
+
+
 def test_time_limit_is_a_truncation_without_success() -> None:
     records, _ = play(2, limit=1)
     assert {(r.length, r.terminated, r.truncated, r.success_once, r.steps_to_success) for r in records} == {

@@ -127,6 +127,29 @@ def test_the_chain_learns_and_every_form_of_the_policy_agrees(place: Path) -> No
         assert first["action_change_rms"] == pytest.approx(second["action_change_rms"], abs=1e-4)
 
 
+def test_a_stage_killed_between_its_last_step_and_its_summary_continues(place: Path) -> None:
+    """Nothing is left to play or train then; every stage must still end with the summary of the whole run."""
+    words = ["rollout_episodes=2", *TRAIN, "train.num_steps=20"]
+    robot_rl("imitate", *POINT, "dataset=demos.zarr", *words, "run_root=done/imitate", cwd=place)
+    (teacher,) = (place / "done/imitate").iterdir()
+    words = [*POINT, "dataset=demos.zarr", f"teacher={teacher}", *words, "run_root=done/distill_onestep"]
+    robot_rl("distill_onestep", *words, cwd=place)
+    words = [*POINT, f"policy={teacher}", "num_episodes=3", "run_root=done/evaluate"]
+    robot_rl("evaluate", *words, cwd=place)
+    words = [*POINT, "expert=point_reach", "num_episodes=3", "dataset=done/demos.zarr", "run_root=done/collect"]
+    robot_rl("collect", *words, cwd=place)
+    for stage in ("imitate", "distill_onestep", "evaluate", "collect"):
+        (run,) = (place / "done" / stage).iterdir()
+        before = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").unlink()
+        status = json.loads((run / "status.json").read_text())
+        (run / "status.json").write_text(json.dumps(status | {"state": "running"}))
+        robot_rl(stage, f"resume={run}", cwd=place)
+        after = json.loads((run / "summary.json").read_text())
+        assert after | {"seconds": 0} == before | {"seconds": 0}, stage
+        assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
 def test_untrained_weights_fail(place: Path) -> None:
     """Control: the same way without training does not reach the goal."""
     words = ["imitate", *POINT, "dataset=demos.zarr", *TRAIN, "train.num_steps=1", "run_root=runs_untrained"]
