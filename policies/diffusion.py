@@ -264,8 +264,15 @@ class DiffusionPolicy(nn.Module):
         self, observation: Observation, noise: Float32[Array, "B draws Tp A"]
     ) -> Float32[Array, "B Tp A"]:
         """Last latent of the chain, normalised and unclipped: what a critic scores and a student imitates."""
+        return self.sample(self.encode(observation), noise)
+
+    @torch.no_grad()
+    def sample(
+        self, condition: Float32[Array, "B C"], noise: Float32[Array, "B draws Tp A"]
+    ) -> Float32[Array, "B Tp A"]:
+        """`normalized_action` from a condition vector instead of an observation: what model roll-outs need."""
         check_noise(noise, self.noise_shape)
-        return self._sample(self.encode(observation), noise)
+        return self._sample(condition, noise)
 
     def physical_action(self, normalized: Float32[Array, "B Tp A"]) -> Float32[Array, "B Tp A"]:
         """Action to execute: clip to [-1, 1], un-normalise, clip to the spec's bounds."""

@@ -13,7 +13,7 @@ PLUGINS = ("envs", "policies", "hardware")
 LAYERS = (
     {"types", "specs", "errors", "arrays"},
     {"contracts", "algorithms", "data", "deploy"},
-    {"checks", "rollout", "runs"},
+    {"checks", "rollout", "runs", "fitting"},
     {"stages", "workbench"},
     {"cli", "cli_help", "__main__"},
 )

@@ -1,0 +1,59 @@
+"""Transitions of two hand-made episodes: rewards, discounts, ends and returns by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from robot_rl.data.transitions import transitions_of
+from robot_rl.data.windows import StepArrays, WindowSampler
+from robot_rl.types import Observation
+
+GAMMA = 0.9
+
+
+class Policy:
+    """Feature = the last frame; actions are twice their normalised value."""
+
+    config = SimpleNamespace(execute=2)
+    normalizer = SimpleNamespace(apply=lambda _key, value: value / 2)
+
+    def encode(self, observation: Observation) -> torch.Tensor:
+        return observation.proprio[:, -1]
+
+
+def sampler() -> WindowSampler:
+    # Episode 0: 3 steps, succeeds at the last and terminates. Episode 1: 2 steps, cut by the time limit.
+    frames = np.array([[0], [1], [2], [3], [10], [11], [12]], np.float32)
+    arrays = StepArrays(
+        frames={"proprio": frames},
+        action=np.array([[0.2], [0.4], [9.0], [1.0], [-1.0]], np.float32),
+        reward=np.array([0, 0, 1, 0, 0], np.float32),
+        done=np.array([False, False, True, False, False]),
+        source=np.zeros(5, np.uint8),
+        lengths=np.array([3, 2]),
+    )
+    return WindowSampler(
+        arrays, history=1, horizon=3, execute=2, keys=(), episodes=np.array([0, 1]), device="cpu", gamma=GAMMA
+    )
+
+
+@pytest.mark.parametrize("batch_size", [2, 4096])
+def test_by_hand(batch_size: int) -> None:
+    found = transitions_of(sampler(), Policy(), gamma=GAMMA, batch_size=batch_size)
+    assert found.feature[:, 0].tolist() == [0, 1, 2, 10, 11]
+    assert found.next_feature[:, 0].tolist() == [2, 3, 3, 12, 12]
+    expected = torch.tensor([[0.1, 0.2], [0.2, 1.0], [1.0, 1.0], [0.5, -0.5], [-0.5, -0.5]])  # clipped, last repeated
+    assert torch.allclose(found.action, expected)
+    assert found.reward.tolist() == pytest.approx([0, 0.9, 1, 0, 0])
+    assert found.discount.tolist() == pytest.approx([0.81, 0, 0, 0.81, 0.9])
+    assert found.terminated.tolist() == [False, True, True, False, False]
+    assert found.return_to_go.tolist() == pytest.approx([0.81, 0.9, 1, 0, 0])
+    assert found.episode.tolist() == [0, 0, 0, 1, 1]
+    assert found.step.tolist() == [0, 1, 2, 0, 1]
+    assert found.success.tolist() == [True, True, True, False, False]
+    assert found.starts[:, 0].tolist() == [0, 10]
+    assert len(found.rows(found.success)) == 3
