@@ -29,7 +29,7 @@ from robot_rl.algorithms.diffusion import (
     sample_final,
     squared_cosine_alpha_bar,
 )
-from robot_rl.arrays import Array, Bool, Float32
+from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import PolicyError, closest
 from robot_rl.specs import EnvSpec
@@ -210,11 +210,19 @@ class DiffusionPolicy(nn.Module):
         """How it samples, for reports: mode and number of steps."""
         return f"{self.sampler.mode.value}, {self.sampler.num_steps} steps"
 
-    def one_step_student(self, num_steps: int = 1) -> nn.Module:
-        """A student for `distill_onestep`; see OneStepPolicy.from_teacher."""
-        from .onestep import OneStepPolicy
+    def one_step_student(self, num_steps: int = 1, *, head: str = "plain") -> nn.Module:
+        """A student for `distill_onestep`; see OneStepPolicy.from_teacher and OneStepHead."""
+        from .onestep import OneStepHead, OneStepPolicy
 
-        return OneStepPolicy.from_teacher(self, num_steps)
+        return OneStepPolicy.from_teacher(self, num_steps, head=OneStepHead(head))
+
+    def consistency_pairs(
+        self, observation: Observation, x0: Float32[Array, "B Tp A"], noise: Float32[Array, "B Tp A"]
+    ) -> tuple[Float32[Array, "B Tp A"], Int64[Array, " B"], Float32[Array, "B Tp A"], Int64[Array, " B"]]:
+        """Pairs for `distill_onestep loss=consistency`; see onestep.teacher_steps."""
+        from .onestep import teacher_steps
+
+        return teacher_steps(self, observation, x0, noise)
 
     def with_mode(self, mode: SamplingMode) -> DiffusionPolicy:
         """The same weights (shared, not copied) under another sampling mode."""

@@ -1,7 +1,7 @@
 """One-step policy: a student that jumps from noise to the chunk that its diffusion teacher would reach in K steps.
 
-Trained by same-noise regression (robot_rl.algorithms.consistency). The network has the teacher's shape, gets the
-teacher's first level, and its output is read as the clean sample, in training and in use alike.
+Trained by same-noise regression or by consistency distillation (robot_rl.algorithms.consistency). The network has the
+teacher's shape, gets the teacher's levels, and its output is read as the clean sample, in training and in use alike.
 """
 
 from __future__ import annotations
@@ -9,14 +9,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import nn
 
-from robot_rl.algorithms.consistency import check_teacher, same_noise_loss, student_sample, student_sampler
-from robot_rl.algorithms.diffusion import Prediction, Sampler, SamplingMode, leading_levels
-from robot_rl.arrays import Array, Bool, Float32
+from robot_rl.algorithms.consistency import (
+    boundary_scalings,
+    check_teacher,
+    distance_to_end,
+    same_noise_loss,
+    student_sample,
+    student_sampler,
+)
+from robot_rl.algorithms.diffusion import FinalAlpha, Prediction, Sampler, SamplingMode, add_noise, leading_levels
+from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
@@ -34,6 +42,17 @@ from .diffusion import (
 from .encoders import build_encoder
 
 
+class OneStepHead(str, Enum):
+    """How the network's output F becomes the jump f(x, level).
+
+    plain: f = F; what same-noise regression trains. consistency: f = c_skip(level) x + c_out(level) F, the identity
+    where the teacher's chain ends.
+    """
+
+    plain = "plain"
+    consistency = "consistency"
+
+
 @dataclass(frozen=True)
 class OneStepPolicyConfig:
     """Configuration of a one-step policy; flat, JSON-able.
@@ -42,6 +61,8 @@ class OneStepPolicyConfig:
         num_steps: network evaluations per decision, 1 to 4.
         teacher_steps: K of the teacher; the student's levels are taken from the teacher's.
         teacher_mode: which map of the teacher is imitated: eta0 (keeps modes) or mean (keeps the centre).
+        head: see OneStepHead.
+        final_alpha: where the teacher's last step lands, and so what f jumps to.
         denoiser, history, horizon, execute, observation_keys, num_levels, hidden_width, num_blocks, channels,
             level_embedding: as in DiffusionPolicyConfig, equal to the teacher's.
     """
@@ -49,6 +70,8 @@ class OneStepPolicyConfig:
     num_steps: int = 1
     teacher_steps: int = 10
     teacher_mode: SamplingMode = SamplingMode.eta0
+    head: OneStepHead = OneStepHead.plain
+    final_alpha: FinalAlpha = FinalAlpha.alpha_bar_0
     denoiser: DenoiserKind = DenoiserKind.mlp
     history: int = 1
     horizon: int = 8
@@ -92,6 +115,41 @@ def teacher_target(
     return target
 
 
+@torch.no_grad()
+def teacher_steps(
+    teacher: DiffusionPolicy,
+    observation: Observation,
+    x0: Float32[Array, "B Tp A"],
+    noise: Float32[Array, "B Tp A"],
+) -> tuple[Float32[Array, "B Tp A"], Int64[Array, " B"], Float32[Array, "B Tp A"], Int64[Array, " B"]]:
+    """Pairs for consistency distillation: latents at the teacher's levels, and the same one teacher step further.
+
+    Row i takes denoising step i modulo K, so a batch holds every level equally often.
+
+    Args:
+        teacher: deterministic (mode eta0 or mean).
+        observation: of the B decisions.
+        x0: clean chunks of the data, normalised.
+        noise: standard normal; makes the noisy latents from x0.
+
+    Returns:
+        latent, its level, following latent, its level (-1 where the chain has ended).
+
+    Raises:
+        PolicyError: the teacher samples in mode eta1.
+    """
+    check_teacher(teacher.sampler)
+    condition, levels = teacher.encode(observation), teacher.sampler.levels
+    step = torch.arange(len(x0), device=x0.device) % len(levels)
+    level = torch.tensor(levels, device=x0.device)[step]
+    latent = add_noise(x0, noise, level, teacher.alpha_bar)
+    following = torch.empty_like(latent)
+    for k in range(len(levels)):
+        rows = step == k
+        following[rows] = teacher.reverse_step(latent[rows], k, condition[rows])[0]
+    return latent, level, following, torch.tensor([*levels[1:], -1], device=x0.device)[step]
+
+
 class OneStepPolicy(nn.Module):
     """A Policy of one (or few) network evaluations. It keeps nothing between calls.
 
@@ -121,7 +179,9 @@ class OneStepPolicy(nn.Module):
         self.register_buffer("action_high", high, persistent=False)
 
     @classmethod
-    def from_teacher(cls, teacher: DiffusionPolicy, num_steps: int = 1) -> OneStepPolicy:
+    def from_teacher(
+        cls, teacher: DiffusionPolicy, num_steps: int = 1, *, head: OneStepHead = OneStepHead.plain
+    ) -> OneStepPolicy:
         """A student with the teacher's shape, normaliser and weights (copied).
 
         A teacher of noise prediction only lends its weights as a start: the student's output means the clean sample
@@ -138,6 +198,7 @@ class OneStepPolicy(nn.Module):
             num_steps=num_steps,
             teacher_steps=teacher.config.num_steps,
             teacher_mode=teacher.config.mode,
+            head=head,
             **{name: getattr(teacher.config, name) for name in shared},
         )
         student = cls(config, teacher.spec, copy.deepcopy(teacher.normalizer)).to(teacher.action_low.device)
@@ -173,6 +234,12 @@ class OneStepPolicy(nn.Module):
             The scalar, and {"distill_mse"}, in normalised units.
         """
         return same_noise_loss(self._sample(self.encoder(observation), noise), target)
+
+    def jump(
+        self, observation: Observation, latent: Float32[Array, "B Tp A"], level: Int64[Array, " B"]
+    ) -> Float32[Array, "B Tp A"]:
+        """f(x, level): where the teacher's chain ends from a latent at one of its levels; with gradient."""
+        return self._jump(latent, level, self.encoder(observation))
 
     @torch.no_grad()
     def normalized_action(
@@ -210,4 +277,11 @@ class OneStepPolicy(nn.Module):
         return self.physical_action(self._sample(self.encoder.encode(arrays), noise))
 
     def _sample(self, condition: Array, noise: Array) -> Array:
-        return student_sample(lambda latent, level: self.denoiser(latent, level, condition), noise, self.sampler)
+        return student_sample(lambda latent, level: self._jump(latent, level, condition), noise, self.sampler)
+
+    def _jump(self, latent: Array, level: Array, condition: Array) -> Array:
+        output = self.denoiser(latent, level, condition)
+        if self.config.head is OneStepHead.plain:
+            return output
+        skip, out = boundary_scalings(distance_to_end(level, self.config.final_alpha))
+        return skip[:, None, None] * latent + out[:, None, None] * output

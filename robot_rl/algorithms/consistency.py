@@ -1,19 +1,29 @@
-"""One-step students by same-noise regression: the student learns the teacher's map from first noise to action.
+"""One-step students of a K-step teacher: same-noise regression, or consistency distillation with an EMA target.
 
-The teacher must be a deterministic map of that noise. Its eta1 chain adds noise that the student never sees, so the
-regression would average over it and quietly teach the mean path instead. A few steps (2 to 4) chain the same network
-by DDIM with eta 0; the network predicts the clean sample, so one step returns its output unchanged.
+Regression: the student learns the teacher's map from first noise to action. The teacher must be a deterministic map of
+that noise. Its eta1 chain adds noise that the student never sees, so the regression would average over it and quietly
+teach the mean path instead. A few steps (2 to 4) chain the same network by DDIM with eta 0; the network predicts the
+clean sample, so one step returns its output unchanged.
 
-Source: RL-100 (arXiv 2510.14830), consistency head, the loss its code calls "action_same_noise".
+Consistency: f(x, level) is the end of the teacher's chain from any of its levels. f at a level must equal f_target one
+teacher step further, and at the end of the chain f is the identity, which its scalings make exact (Song et al. 2023,
+eq. 5 and algorithm 2). f estimates what the chain lands on, so it is a clean sample in training and in use alike; the
+teacher's step converts its own prediction by its own sampler (RL-100's code confuses both, rpd_rti_onestep.md 3.3).
+
+Source: RL-100 (arXiv 2510.14830), consistency head: the losses its code calls "action_same_noise" and "back_up".
 """
 
 from __future__ import annotations
 
+import torch
+
 from robot_rl.algorithms.diffusion import Denoise, FinalAlpha, Prediction, Sampler, SamplingMode, sample_final
-from robot_rl.arrays import Array, Float
+from robot_rl.arrays import Array, Float, Int64
 from robot_rl.errors import PolicyError
 
 MAX_STUDENT_STEPS = 4
+SIGMA_DATA = 0.5
+LEVEL_SCALE = 10.0
 
 
 def check_teacher(sampler: Sampler) -> None:
@@ -50,6 +60,35 @@ def student_sampler(teacher: Sampler, num_steps: int) -> Sampler:
         clip_sample=None,
         mode=SamplingMode.eta0,
     )
+
+
+def boundary_scalings(distance: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """(c_skip, c_out) of f = c_skip x + c_out F: (1, 0) at the end of the chain, so that f is the identity there.
+
+    c_skip = s^2 / ((10 d)^2 + s^2) and c_out = 10 d / sqrt((10 d)^2 + s^2), s = 0.5 (Luo et al. 2023, LCM; RL-100's code).
+
+    Args:
+        distance: d, levels between the latent and the end of the chain; 0 at the end.
+    """
+    scaled = LEVEL_SCALE * distance
+    spread = scaled.square() + SIGMA_DATA**2
+    return SIGMA_DATA**2 / spread, scaled / spread.sqrt()
+
+
+def distance_to_end(level: Int64[Array, " B"], final_alpha: FinalAlpha) -> Float[Array, " B"]:
+    """Levels between `level` and where the teacher's chain ends: level 0, or the clean sample one below it."""
+    return level.to(torch.float32) + (0.0 if final_alpha is FinalAlpha.alpha_bar_0 else 1.0)
+
+
+def consistency_loss(
+    student: Float[Array, "B Tp A"], target: Float[Array, "B Tp A"]
+) -> tuple[Float[Array, ""], dict[str, float]]:
+    """Mean square between f at a level and the target network's f one teacher step further (normalised, unclipped).
+
+    The target gets no gradient. Returns the scalar and {"consistency_mse"}.
+    """
+    loss = (student - target.detach()).square().mean()
+    return loss, {"consistency_mse": float(loss.detach())}
 
 
 def student_sample(denoise: Denoise, noise: Float[Array, "B 1 Tp A"], sampler: Sampler) -> Float[Array, "B Tp A"]:

@@ -13,15 +13,21 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from robot_rl.errors import ConfigError, RunError
-from robot_rl.runs.checkpoint import flatten_optimizer, latest_checkpoint, load_checkpoint, restore_optimizer, save_checkpoint
+from robot_rl.runs.checkpoint import (
+    flatten_optimizer,
+    latest_checkpoint,
+    load_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
@@ -29,6 +35,21 @@ from robot_rl.runs.progress import Progress, interruptible
 log = logging.getLogger(__name__)
 
 LossFunction = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, float]]]
+
+
+@runtime_checkable
+class TargetLoss(Protocol):
+    """A loss against a slowly moving copy of the module: `target` follows it by `decay` after every step.
+
+    The target is part of every checkpoint, so that a resumed run is the same run.
+    """
+
+    target: nn.Module
+    decay: float
+
+    def __call__(self, module: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """One step's scalar and its metrics."""
+        ...
 
 
 class Precision(str, Enum):
@@ -112,7 +133,7 @@ class TrainState:
     threads: int
     precision: Precision
     step: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    target: nn.Module | None = None
 
 
 def train(
@@ -130,7 +151,7 @@ def train(
 
     Args:
         module: trained in place; only parameters with requires_grad are.
-        loss: one step's scalar and its metrics.
+        loss: one step's scalar and its metrics; it may be a TargetLoss.
         config: of the loop.
         run: receives checkpoints and metrics; one with checkpoints in it is continued.
         prefix: of the metric names.
@@ -180,18 +201,21 @@ def _start(module: nn.Module, loss: LossFunction, *, config: TrainConfig, run: R
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     generator = torch.Generator(device=device).manual_seed(seed)
     newest = latest_checkpoint(run.path)
+    target = loss.target if isinstance(loss, TargetLoss) else None
     if newest is None:
         threads, precision = fastest(module, loss, config, seed=seed)
-        return TrainState(module, average, optimizer, generator, threads, precision)
+        return TrainState(module, average, optimizer, generator, threads, precision, target=target)
     saved = load_checkpoint(newest)
     average.load_state_dict(saved.tensors["policy"])
     module.load_state_dict(saved.tensors["raw"])
+    if target is not None:
+        target.load_state_dict(saved.tensors["target"])
     restore_optimizer(optimizer, saved.tensors["optimizer"])
     generator.set_state(saved.tensors["random"]["generator"])
     trainer = saved.documents["trainer"]
     log.info("continuing at step %d of %d from %s", saved.step, config.num_steps, newest)
     threads, precision = int(trainer["threads"]), Precision(trainer["precision"])
-    return TrainState(module, average, optimizer, generator, threads, precision, step=saved.step)
+    return TrainState(module, average, optimizer, generator, threads, precision, step=saved.step, target=target)
 
 
 def _step(state: TrainState, loss: LossFunction, config: TrainConfig) -> tuple[float, dict[str, float]]:
@@ -205,6 +229,8 @@ def _step(state: TrainState, loss: LossFunction, config: TrainConfig) -> tuple[f
     state.optimizer.step()
     state.step += 1
     update_average(state.average, state.module, step=state.step, ema_max=config.ema_max)
+    if isinstance(loss, TargetLoss):
+        follow(loss.target, state.module, decay=loss.decay)
     return float(value.detach()), parts | {"grad_norm": float(norm)}
 
 
@@ -224,7 +250,12 @@ def update_average(average: nn.Module, module: nn.Module, *, step: int, ema_max:
     `step` counts finished gradient steps from 1, so the first update copies the weights (the power schedule of
     Diffusion Policy). Buffers (the normaliser) are constants and are not averaged.
     """
-    decay = min(ema_max, 1 - step**-0.75)
+    follow(average, module, decay=min(ema_max, 1 - step**-0.75))
+
+
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, *, decay: float) -> None:
+    """a <- decay a + (1 - decay) w for every weight, in place."""
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
 
 
@@ -238,10 +269,12 @@ def _check_finite(value: float, step: int, run: RunDirectory) -> None:
 
 def _save(state: TrainState, run: RunDirectory, documents: Mapping[str, Any]) -> None:
     trainer = {"threads": state.threads, "precision": state.precision.value, "step": state.step}
+    target = {} if state.target is None else {"target": state.target.state_dict()}
     save_checkpoint(
         run.path,
         step=state.step,
-        tensors={
+        tensors=target
+        | {
             "policy": state.average.state_dict(),
             "raw": state.module.state_dict(),
             "optimizer": flatten_optimizer(state.optimizer),
@@ -279,6 +312,8 @@ def fastest(module: nn.Module, loss: LossFunction, config: TrainConfig, *, seed:
             # bf16 rounds, so it must earn its place.
             seconds[count, precision] = sorted(times)[len(times) // 2] * (1.0 if precision is Precision.fp32 else 1.1)
     best = min(seconds, key=lambda pair: seconds[pair])
-    shown = ", ".join(f"{count} thread(s) {precision.value} {1e3 * s:.1f} ms" for (count, precision), s in seconds.items())
+    shown = ", ".join(
+        f"{count} thread(s) {precision.value} {1e3 * s:.1f} ms" for (count, precision), s in seconds.items()
+    )
     log.info("training step measured: %s; using %d thread(s) %s", shown, best[0], best[1].value)
     return best

@@ -1,15 +1,21 @@
-"""Distil a diffusion policy to one step (or up to four): same-noise regression to the deterministic K-step sampler.
+"""Distil a diffusion policy to one step (or up to four): learn where the deterministic K-step sampler ends.
 
-The student sees the teacher's initial noise and regresses to where the teacher's chain ends from it (RL-100, section
-1.6, loss `action_same_noise`; rpd_rti_onestep.md 3.4). The teacher is fixed, in evaluation mode, and must be
-deterministic (eta0 or mean): with fresh noise between its steps the regression would learn their average.
+loss=regression (default): the student sees the teacher's initial noise and regresses to where the teacher's chain ends
+from it (RL-100, section 1.6, loss `action_same_noise`; rpd_rti_onestep.md 3.4).
+loss=consistency: at every level of the teacher the student must agree with its own slow copy (EMA target) one teacher
+step further, and with the teacher's last step at the end (Song et al. 2023, consistency distillation; `back_up` in
+RL-100's code). One teacher step a sample instead of K, so a gradient step is cheaper; errors add up over the levels.
+
+The teacher is fixed, in evaluation mode, and must be deterministic (eta0 or mean): with fresh noise between its steps
+the student would learn their average.
 
 Inputs: a teacher run, the demonstrations, and states of the teacher's own roll-outs. Output: checkpoints of a
 OneStepPolicy.
 
 Metrics (metrics.jsonl, step = gradient steps):
-    distill/train_loss             squared distance to the teacher's end point, normalised actions
-    distill/distill_mse            the same, as the policy names it
+    distill/train_loss             squared distance to the target, normalised actions
+    distill/distill_mse            the same for loss=regression: to the teacher's end point
+    distill/consistency_mse        the same for loss=consistency: to the EMA target one teacher step further
     distill/lr                     learning rate of the step
     distill/grad_norm              before clipping
     distill/rate_hz                gradient steps per second since start
@@ -19,9 +25,12 @@ Metrics (metrics.jsonl, step = gradient steps):
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +38,29 @@ import numpy as np
 import torch
 from torch import nn
 
+from robot_rl.algorithms.consistency import consistency_loss
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
-from robot_rl.errors import PolicyError
+from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.rollout import EpisodeRecord, PolicyActor, rollout
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.progress import Progress
-from robot_rl.runs.training import TrainConfig, pick_device, train
+from robot_rl.runs.training import LossFunction, TrainConfig, pick_device, train
 from robot_rl.stages.evaluate import check_spec
-from robot_rl.types import Episode, Observation, Source
+from robot_rl.types import Episode, Observation, Source, Window
 
 log = logging.getLogger(__name__)
+
+
+class DistillLoss(str, Enum):
+    """What the student learns from: the ends of the teacher's chains, or its single steps and an EMA target."""
+
+    regression = "regression"
+    consistency = "consistency"
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,8 @@ class DistillConfig:
         env: component for the teacher's roll-outs; may be empty when rollout_episodes is 0.
         num_steps: of the student, 1 to 4.
         mode: the teacher's deterministic map: eta0 or mean; null for the teacher's own mode.
+        loss: regression or consistency, see above.
+        target_decay: of the EMA target (loss=consistency); RL-100 has 0.95, 0 compares with the student itself.
         rollout_episodes: episodes that the teacher plays first, to add the states it meets itself; 0 for none.
         rollout_first_seed: of those episodes.
         num_envs: of the roll-outs.
@@ -68,6 +87,8 @@ class DistillConfig:
     env: dict[str, Any] = field(default_factory=dict)
     num_steps: int = 1
     mode: SamplingMode | None = None
+    loss: DistillLoss = DistillLoss.regression
+    target_decay: float = 0.95
     rollout_episodes: int = 0
     rollout_first_seed: int = 60_000
     num_envs: int = 8
@@ -89,26 +110,27 @@ def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
     if config.mode is not None:
         teacher = teacher.with_mode(config.mode)
     torch.manual_seed(config.seed)
-    student = teacher.one_step_student(config.num_steps).to(device)
+    is_consistency = config.loss is DistillLoss.consistency
+    student = teacher.one_step_student(config.num_steps, head="consistency" if is_consistency else "plain").to(device)
     sources, env_steps = _state_sources(config, teacher, run, device)
     share = config.train.batch_size // len(sources)
 
-    def observations(generator: torch.Generator, count: int) -> Observation:
-        batches = [source.sample(count, generator).observation for source in sources]
-        if len(batches) == 1:
-            return batches[0]
-        arrays = [batch.arrays() for batch in batches]
-        return Observation.from_arrays({key: torch.cat([a[key] for a in arrays]) for key in arrays[0]})
+    def windows(generator: torch.Generator, count: int) -> list[Window]:
+        return [source.sample(count, generator) for source in sources]
 
     def pair(generator: torch.Generator, count: int) -> tuple[Observation, torch.Tensor, torch.Tensor]:
-        observation = observations(generator, count)
+        observation = _joined([window.observation for window in windows(generator, count)])
         rows = observation.proprio.shape[0]
         noise = torch.randn((rows, *teacher.noise_shape), generator=generator, device=device)
         with torch.no_grad():
             return observation, noise, teacher.normalized_action(observation, noise)
 
-    def batch_loss(module: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def regression(module: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         return module.loss(*pair(generator, share))  # type: ignore[no-any-return, operator]
+
+    batch_loss: LossFunction = regression
+    if is_consistency:
+        batch_loss = ConsistencyLoss(teacher, student, lambda g: windows(g, share), decay=config.target_decay)
 
     def on_checkpoint(average: nn.Module, step: int) -> dict[str, float]:
         values = {f"distill/{name}": value for name, value in _distance(average, teacher, pair, config.seed).items()}
@@ -124,7 +146,12 @@ def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
         },
         "spec": spec.to_json(),
         "normalizer": saved.documents["normalizer"],
-        "teacher": {"path": str(saved.path), "mode": teacher.sampling, "data": saved.documents.get("data")},
+        "teacher": {
+            "path": str(saved.path),
+            "mode": teacher.sampling,
+            "data": saved.documents.get("data"),
+            "loss": config.loss.value,
+        },
     }
     average = train(
         student, batch_loss, config=config.train, run=run, prefix="distill", documents=documents, seed=config.seed,
@@ -136,6 +163,45 @@ def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
     summary |= {"env_steps": env_steps, "episodes": config.rollout_episodes}
     run.write_json("summary.json", summary)
     return summary
+
+
+class ConsistencyLoss:
+    """Consistency distillation (Song et al. 2023, algorithm 2) as a TargetLoss of the training loop.
+
+    Args:
+        teacher: deterministic DiffusionPolicy, frozen.
+        student: where the target starts from.
+        windows: draws the batch: chunks of the data, which are made noisy, and their observations.
+        decay: of the target.
+    """
+
+    def __init__(
+        self, teacher: Any, student: nn.Module, windows: Callable[[torch.Generator], list[Window]], *, decay: float
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError("target_decay", expected="in [0, 1)", got=str(decay), hint="RL-100 uses 0.95.")
+        self.teacher, self.windows, self.decay = teacher, windows, decay
+        self.target = copy.deepcopy(student).eval().requires_grad_(False)
+
+    def __call__(self, module: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss of one batch; row i is at denoising step i modulo K."""
+        drawn = self.windows(generator)
+        observation = _joined([window.observation for window in drawn])
+        x0 = self.teacher.normalizer.apply("action", torch.cat([window.actions for window in drawn]))
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        latent, level, following, next_level = self.teacher.consistency_pairs(observation, x0, noise)
+        with torch.no_grad():
+            ahead = self.target.jump(observation, following, next_level.clamp(min=0))  # type: ignore[operator]
+            target = torch.where((next_level < 0)[:, None, None], following, ahead)
+        return consistency_loss(module.jump(observation, latent, level), target)  # type: ignore[operator]
+
+
+def _joined(observations: list[Observation]) -> Observation:
+    """One batch of several, row behind row."""
+    if len(observations) == 1:
+        return observations[0]
+    arrays = [observation.arrays() for observation in observations]
+    return Observation.from_arrays({key: torch.cat([a[key] for a in arrays]) for key in arrays[0]})
 
 
 def _state_sources(
