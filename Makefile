@@ -1,6 +1,7 @@
 # make setup      virtual environment in .venv with everything (no root, no GPU)
 # make demo       the whole pipeline on one task; ARGS="key=value ..." passes overrides
-# make test       style, types and quick tests;  make test-slow: the learning tests as well
+# make test       style, types and quick tests on all cores;  make test-slow: the slow tests
+#                 TEST_WORKERS=0 runs them in one process (debugger, -s);  ARGS="tests/runs -x" chooses tests
 # make resolve    pip finds versions for every combination of extras (network)
 # PYTHON=/path/to/python chooses the interpreter, VENV=folder the place.
 
@@ -11,6 +12,10 @@ CONSTRAINTS := constraints/py311.txt
 ARGS ?=
 # One torch thread in tests: more of them on a busy machine can be many times slower.
 TEST_ENV := OMP_NUM_THREADS=1
+# Test processes: one a core (quotas of containers counted), at most 4 as each needs about 1 GB; a single core has none
+# but pytest's own. A file stays in one process, so that what its tests share is made once.
+TEST_WORKERS ?= $$($(BIN)/python -c 'from robot_rl.workbench.cores import usable_cores; n = int(usable_cores()); print(min(n, 4) if n > 1 else 0)')
+PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: setup demo test test-slow lint resolve clean
 
@@ -42,10 +47,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: setup
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 # Every extra together with those it may meet: pip must find versions (network, about a minute, nothing is installed).
 # `tensorrt` is left out: its PyPI package is a source stub that fetches wheels from NVIDIA while pip resolves.

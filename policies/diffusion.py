@@ -224,11 +224,13 @@ class DiffusionPolicy(nn.Module):
 
         return teacher_steps(self, observation, x0, noise)
 
-    def with_mode(self, mode: SamplingMode) -> DiffusionPolicy:
-        """The same weights (shared, not copied) under another sampling mode."""
+    def with_mode(self, mode: SamplingMode, *, sigma_min: float | None = None) -> DiffusionPolicy:
+        """The same weights (shared, not copied) under another sampling mode, and another noise floor if one is given."""
         # A shallow copy of a module shares the tables of its parameters and submodules.
         other = copy.copy(self)
-        other.config = replace(self.config, mode=mode)
+        other.config = replace(
+            self.config, mode=mode, sigma_min=self.config.sigma_min if sigma_min is None else sigma_min
+        )
         other.sampler = other.config.sampler
         return other
 

@@ -36,7 +36,7 @@ def value_loss(
     """
     smallest = q.detach().min(dim=0).values
     loss = expectile_loss(smallest - value, expectile=expectile).mean()
-    return loss, {"value_mean": float(value.mean()), "q_data_mean": float(smallest.mean())}
+    return loss, {"value_mean": float(value.detach().mean()), "q_data_mean": float(smallest.mean())}
 
 
 def q_target(

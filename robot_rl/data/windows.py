@@ -81,6 +81,24 @@ class StepArrays:
             lengths=np.array([len(episode) for episode in episodes], np.int64),
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[StepArrays]) -> StepArrays:
+        """The episodes of several, one behind the other; all have the same keys.
+
+        Raises:
+            DataError: without parts.
+        """
+        if not parts:
+            raise DataError("datasets", expected="at least one", got="none", hint="Name an EpisodeStore.")
+        return cls(
+            frames={key: np.concatenate([part.frames[key] for part in parts]) for key in parts[0].frames},
+            action=np.concatenate([part.action for part in parts]),
+            reward=np.concatenate([part.reward for part in parts]),
+            done=np.concatenate([part.done for part in parts]),
+            source=np.concatenate([part.source for part in parts]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+        )
+
     def select(self, episodes: Int64[Array, " E"]) -> StepArrays:
         """Only these episodes, in this order."""
         ends = np.cumsum(self.lengths)

@@ -1,6 +1,6 @@
-"""Collect demonstrations: a scripted expert plays episodes, and each finished one is stored before the next counts.
+"""Collect episodes: a scripted expert or a policy plays, and each finished one is stored before the next counts.
 
-Inputs: an environment, an expert. Outputs: an EpisodeStore (zarr) at `dataset`; episodes.jsonl with one line for every
+Inputs: an environment, an expert or a policy. Outputs: an EpisodeStore (zarr) at `dataset`; episodes.jsonl with one line for every
 episode played, stored or not.
 Episodes are stored in the order of their seeds, so the dataset does not depend on `num_envs`. `num_episodes` is the
 total that the dataset shall hold: running again continues, and says what is there already.
@@ -21,13 +21,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.data.store import EpisodeStore
-from robot_rl.errors import ConfigError, DataError
-from robot_rl.rollout import EpisodeRecord, read_records, rollout, summarize
+from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.errors import ConfigError, DataError, PolicyError
+from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
+from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
+from robot_rl.stages.evaluate import check_spec
 from robot_rl.types import Episode, Source
 
 log = logging.getLogger(__name__)
@@ -46,20 +50,26 @@ class CollectConfig:
 
     Attributes:
         env: component: which environment.
-        expert: component: who acts.
+        expert: component: who acts when `policy` is empty.
+        policy: run or checkpoint directory of a policy that plays instead (its mistakes are what offline RL learns from).
+        mode: sampling mode of that policy, or null for its own.
+        sigma_min: noise floor of mode eta1, or null for the policy's own.
         dataset: where the store is (made when missing, continued when there).
         num_episodes: total number of episodes that the dataset shall hold.
         keep: store all episodes, or only those with success_once.
         num_envs: environments stepped side by side; does not change the data.
         first_seed: seed of the first episode; the next ones follow.
         max_tries_factor: with keep=success, give up after num_episodes times this many episodes.
-        seed: of the run directory's name; the expert has its own.
+        seed: of a policy's noise and of the run directory's name; the expert has its own.
         run_root: folder of run directories.
         resume: run directory to continue, or null.
     """
 
     env: dict[str, Any] = field(default_factory=dict)
     expert: dict[str, Any] = field(default_factory=dict)
+    policy: str = ""
+    mode: SamplingMode | None = None
+    sigma_min: float | None = None
     dataset: str = "datasets/demonstrations.zarr"
     num_episodes: int = 100
     keep: Keep = Keep.all
@@ -84,9 +94,20 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
             hint="Set both to a positive number.",
         )
     began = time.monotonic()
-    env = build(config.env, num_envs=min(config.num_envs, config.num_episodes), history=1)
-    expert = build(config.expert, spec=env.spec)
-    metadata = {"collector": "scripted", "env": config.env, "expert": config.expert, "protocol": env.protocol()}
+    policy = _policy(config) if config.policy else None
+    history = 1 if policy is None else policy.config.history
+    env = build(config.env, num_envs=min(config.num_envs, config.num_episodes), history=history)
+    metadata = {"env": config.env, "protocol": env.protocol()}
+    actor: Actor
+    if policy is None:
+        actor, source = build(config.expert, spec=env.spec), Source.scripted
+        metadata |= {"collector": "scripted", "expert": config.expert}
+    else:
+        check_spec(policy.spec, env.spec, where=config.policy)
+        noise = NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape)
+        actor, source = PolicyActor(policy, noise), Source.policy
+        sampling = {"mode": policy.sampling, "sigma_min": config.sigma_min, "noise_seed": config.seed}
+        metadata |= {"collector": "policy", "policy": config.policy, **sampling}
     table = run.path / "episodes.jsonl"
     with (
         EpisodeStore.open_or_create(config.dataset, env.spec, metadata=metadata) as store,
@@ -119,13 +140,13 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
             first = max([config.first_seed, *(seed + 1 for seed in seeds)])
             if first - config.first_seed >= config.max_tries_factor * config.num_episodes:
                 raise DataError(
-                    f"expert {config.expert.get('_target_')} on {env.spec.env_id}",
+                    f"{config.policy or config.expert.get('_target_')} on {env.spec.env_id}",
                     expected=f"{config.num_episodes} successful episodes",
                     got=f"{len(store)} after {first - config.first_seed} tries (they are kept)",
-                    hint="Use a better expert, keep=all, or a larger max_tries_factor.",
+                    hint="Use a better expert or policy, keep=all, or a larger max_tries_factor.",
                 )
             block = range(first, first + config.num_episodes - len(store))
-            rollout(env, expert, block, on_episode=on_episode, source=Source.scripted)
+            rollout(env, actor, block, on_episode=on_episode, source=source)
         stored, content = len(store), store.content_hash()
     env.close()
     summary = summarize(records) if records else {"episodes": 0, "env_steps": 0, "success_once": None}
@@ -133,6 +154,19 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
     summary |= {"seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary
+
+
+def _policy(config: CollectConfig) -> Any:
+    policy, _spec, _checkpoint = load_policy(Path(config.policy))
+    policy.eval()
+    if config.mode is None and config.sigma_min is None:
+        return policy
+    if not hasattr(policy, "with_mode"):
+        raise PolicyError(
+            config.policy, expected="a diffusion policy for mode and sigma_min", got=type(policy).__name__,
+            hint="Leave both out.",
+        )  # fmt: skip
+    return policy.with_mode(config.mode or policy.config.mode, sigma_min=config.sigma_min)
 
 
 def _played_before(table: Path, store: EpisodeStore, keep: Keep) -> list[EpisodeRecord]:

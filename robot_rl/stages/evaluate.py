@@ -22,7 +22,8 @@ from typing import Any
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
-from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, open_policy
+from robot_rl.deploy.onnx_policy import TENSORRT_PROVIDER
+from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, TensorRtPolicy, open_policy
 from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
 from robot_rl.runs.config import build
@@ -171,6 +172,10 @@ def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[PolicyActor, dic
     rule = own if config.noise_rule is None else config.noise_rule
     seed = getattr(policy, "noise_seed", 0) if config.noise_seed is None else config.noise_seed
     noise = NoiseSource(rule=rule, seed=seed, shape=policy.noise_shape)
+    device = getattr(policy, "device", None)
+    provider = getattr(policy, "provider", None) or ("numpy" if device is None else f"torch {device}")
+    # What allow_cpu permitted runs in fp32, whatever was asked for.
+    is_engine = isinstance(policy, TensorRtPolicy) or provider == TENSORRT_PROVIDER
     described = {
         "path": config.policy,
         "class": type(policy).__name__,
@@ -181,6 +186,8 @@ def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[PolicyActor, dic
         "execute": policy.config.execute,
         "history": policy.config.history,
         "threads": config.threads,
+        "provider": provider,
+        "precision": (config.precision if is_engine else Precision.fp32).value,
     }
     return PolicyActor(policy, noise), described
 

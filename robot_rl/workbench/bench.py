@@ -7,7 +7,7 @@
     ceilings   memory bandwidth and peak FLOPs
 
 What is compared runs in turns in one process. Ratios are refused (exit 1) when other processes use more than a quarter
-of the usable cores before or during the measurement, or the 1-minute load average is above cores + 0.5 before it.
+of the CPUs it may use before or during the measurement, or the 1-minute load average is above CPUs + 0.5 before it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from robot_rl.workbench.bench_timing import (
     compare,
     is_overloaded,
     probe_others,
-    usable_cores,
 )
 from robot_rl.workbench.columns import as_columns
+from robot_rl.workbench.cores import allowed_cpus, usable_cores
 
 BENCHMARKS = ("ceilings", "sample", "train", "infer", "env")
 
@@ -79,20 +79,20 @@ def measure(name: str, options: Options, *, force: bool, own_load: bool = False)
         BenchError: overloaded before the start, and not `force`.
         RobotRlError: as the benchmark.
     """
-    cores, before = usable_cores(), os.getloadavg()[0]
+    cpus, before = len(allowed_cpus()), os.getloadavg()[0]
     others = probe_others()
-    overloaded = is_overloaded(others, load=before, cores=cores, own_load=own_load)
+    overloaded = is_overloaded(others, load=before, cpus=cpus, own_load=own_load)
     if overloaded and not force:
         raise BenchError(
             f"bench {name}",
-            expected=f"a quiet machine: others below {OTHERS_ALLOWED * cores:g} of {cores} cores, load below {cores + 0.5:g}",
+            expected=f"a quiet machine: others below {OTHERS_ALLOWED * cpus:g} of {cpus} cores, load below {cpus + 0.5:g}",
             got=f"others use {others:.2f} cores, load average {before:.2f}",
             hint=_REMEDY[0].upper() + _REMEDY[1:],
         )  # fmt: skip
     watch = LoadWatch()
     report: Report = importlib.import_module(f"robot_rl.workbench.bench_{name}").run(options)
     during, after = watch.others(), os.getloadavg()[0]
-    overloaded = overloaded or is_overloaded(during, load=after, cores=cores, own_load=True)
+    overloaded = overloaded or is_overloaded(during, load=after, cpus=cpus, own_load=True)
     refused = overloaded and not force and bool(report.comparisons)
     return {
         "measurements": [measurement.to_json() for measurement in report.measurements],
@@ -100,7 +100,8 @@ def measure(name: str, options: Options, *, force: bool, own_load: bool = False)
         "facts": report.facts,
         "load": {
             "average_before": before, "average_after": after, "others_before_cores": others,
-            "others_during_cores": during, "others_allowed_cores": OTHERS_ALLOWED * cores, "usable_cores": cores,
+            "others_during_cores": during, "others_allowed_cores": OTHERS_ALLOWED * cpus, "allowed_cpus": cpus,
+            "usable_cores": usable_cores(),
         },
         "overloaded": overloaded,
         "refused": refused,
@@ -135,7 +136,7 @@ def as_table(name: str, result: Mapping[str, Any]) -> str:
     parts.append(
         f"machine {state}: load average {load['average_before']:.2f} before, {load['average_after']:.2f} after; others "
         f"used {load['others_before_cores']:.2f} cores before, {load['others_during_cores']:.2f} during "
-        f"(limit {load['others_allowed_cores']:g} of {load['usable_cores']})"
+        f"(limit {load['others_allowed_cores']:g} of {load['allowed_cpus']})"
     )
     if result["refused"]:
         parts.append("ratios refused: other processes disturbed the measurement; times above are no result either")

@@ -16,8 +16,9 @@ import numpy as np
 
 from robot_rl.arrays import Array, Float64
 from robot_rl.errors import RobotRlError
+from robot_rl.workbench.cores import allowed_cpus
 
-# Of the usable cores, others may take this share; a busy neighbour also takes memory bandwidth and clock rate.
+# Of the allowed CPUs, others may take this share; a busy neighbour also takes memory bandwidth and clock rate.
 OTHERS_ALLOWED = 0.25
 PROBE_S = 1.0
 
@@ -192,11 +193,6 @@ def compare(ours: Measurement, peer: Measurement, *, target: float | None) -> di
     }  # fmt: skip
 
 
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class LoadWatch:
     """How many cores other processes used since it was made, from the system's CPU clocks."""
 
@@ -216,28 +212,28 @@ def probe_others() -> float:
     return watch.others()
 
 
-def is_overloaded(others: float, *, load: float, cores: int, own_load: bool) -> bool:
+def is_overloaded(others: float, *, load: float, cpus: int, own_load: bool) -> bool:
     """Whether ratios can't be trusted.
 
     Args:
         others: cores in use by other processes.
         load: 1-minute load average.
-        cores: usable.
+        cpus: allowed ones. Not less where a container has a quota: other processes can't take from that, and both
+            figures above count all the CPUs.
         own_load: whether the load average holds this process's own work (behind a benchmark); it is then no evidence.
     """
-    return others > OTHERS_ALLOWED * cores or (not own_load and load > cores + 0.5)
+    return others > OTHERS_ALLOWED * cpus or (not own_load and load > cpus + 0.5)
 
 
 def _busy_seconds() -> float:
-    """CPU seconds in use on the usable cores since boot; time stolen by the host counts as used."""
+    """CPU seconds in use on the allowed CPUs since boot; time stolen by the host counts as used."""
     import psutil
 
     clocks = psutil.cpu_times(percpu=True)
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(clocks))
     idle = ("idle", "iowait", "guest", "guest_nice")  # guest time is in user time already
     return sum(
         sum(value for name, value in clocks[i]._asdict().items() if name not in idle)
-        for i in allowed
+        for i in allowed_cpus()
         if i < len(clocks)
     )
 

@@ -12,8 +12,9 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --a: #2b6cb0; --b: #c05621; --soft: #8883; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } p.verdict { font-size: 1.15rem; }
-table { border-collapse: collapse; } td, th { padding: .3rem .8rem; border-bottom: 1px solid var(--line);
-text-align: left; vertical-align: top; } td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+td, th { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td.path { overflow-wrap: anywhere; } td.fixed { white-space: nowrap; } small, .soft { opacity: .75; } small { display: block; }
 svg { width: 100%; height: auto; } svg text { font: 13px system-ui, sans-serif; fill: currentColor; }
 .note { border-left: 4px solid var(--b); padding-left: .8rem; }
 code, pre { font-size: .85rem; overflow-wrap: anywhere; white-space: pre-wrap; }
@@ -115,11 +116,9 @@ def page(result: Mapping[str, Any]) -> str:
         *(f"<p>{_e(line)}</p>" for line in rest),
         *(f"<p class='note'>{_e(note)}</p>" for note in result["notes"]),
         "<h2>Success</h2>",
-        _table(["", f"{result['options']['metric'].replace('_', ' ')}", "seeds", "run"], [
-            ["A", _success(a), result["seeds"]["a"], a["run"]], ["B", _success(b), result["seeds"]["b"], b["run"]],
-        ]),
+        _success_table(result),
         "<h2>Difference B - A, points</h2>", _interval_drawing(result),
-        f"<p>{_e(result['interval']['method'])}; the grey band is the margin of equivalence.</p>",
+        f"<p class='soft'>{_sentence(result['interval']['method'])}; the grey band is the margin of equivalence.</p>",
     ]  # fmt: skip
     if result.get("sequential"):
         parts += ["<h2>Evidence after each pair</h2>", _evidence_drawing(result["sequential"])]
@@ -132,7 +131,8 @@ def page(result: Mapping[str, Any]) -> str:
     if result.get("bootstrap"):
         rows = [[r["name"], f"{r['a']:.4g}", f"{r['b']:.4g}", _bootstrap_cell(r)] for r in result["bootstrap"]]
         parts += ["<h2>Return and time</h2>", _table(["mean", "A", "B", "difference"], rows)]
-        parts.append(f"<p>{_e(result['bootstrap'][0]['method'])}, seed {result['options']['seed']}.</p>")
+        method = _sentence(result["bootstrap"][0]["method"])
+        parts.append(f"<p class='soft'>{method}, seed {result['options']['seed']}.</p>")
     parts.append("<h2>Policies and protocol</h2>")
     for name, side in (("A", a), ("B", b)):
         facts = json.dumps({"command": side["command"], "protocol": side["protocol"]}, indent=2)
@@ -142,6 +142,38 @@ def page(result: Mapping[str, Any]) -> str:
 
 def _e(text: object) -> str:
     return html.escape(str(text))
+
+
+def _sentence(text: str) -> str:
+    return _e(text[0].upper() + text[1:])
+
+
+def _success_table(result: Mapping[str, Any]) -> str:
+    """Who was compared: rate, policy, what ran it, run directory and seeds."""
+    metric = _e(result["options"]["metric"].replace("_", " "))
+    rows = ""
+    for name in ("a", "b"):
+        side, s = result[name], result[name]["success"]
+        policy, runs_on = _policy_words(side["policy"])
+        rows += (
+            f"<tr><td>{name.upper()}</td><td class='fixed'>{s['k']}/{s['n']} = {s['rate']:.1%}"
+            f"<small>{s['low']:.1%} to {s['high']:.1%}</small></td><td class='path'>{_e(policy)}<small>{_e(runs_on)}</small>"
+            f"<small>run {_e(side['run'])}, seeds {_e(result['seeds'][name])}</small></td></tr>"
+        )
+    head = (
+        f"<th></th><th>{metric}<small>Wilson 95 %</small></th><th>policy<small>what ran it; run and seeds</small></th>"
+    )
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _policy_words(policy: Any) -> tuple[str, str]:
+    """Name of a policy and what ran it, from the protocol, which an unfinished or an older run may hold in part."""
+    if not isinstance(policy, Mapping):
+        return str(policy or "unknown"), ""
+    if "expert" in policy:
+        return f"expert {str(policy['expert'].get('_target_', '')).rpartition('.')[2]}", ""
+    facts = [str(policy[key]) for key in ("class", "provider", "precision") if key in policy]
+    return str(policy.get("path", "unknown")), ", ".join(facts)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

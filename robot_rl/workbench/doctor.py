@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from robot_rl.workbench.cores import usable_cores
 from robot_rl.workbench.doctor_packages import Diagnosis, State, is_installed, packages
 from robot_rl.workbench.doctor_probes import (
     DEFAULT_ENV,
@@ -138,16 +139,6 @@ def threads(probe: dict[str, Any]) -> Diagnosis:
             "threads", State.warning, detail, "speed: threads wait for each other", "export OMP_NUM_THREADS=1"
         )
     return Diagnosis("threads", State.ok, detail)
-
-
-def usable_cores() -> float:
-    """Cores that this process may use: its affinity, and the quota of its container (cgroup v2)."""
-    cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        return cores if quota == "max" else min(cores, int(quota) / int(period))
-    except (OSError, ValueError):
-        return cores
 
 
 def disk(folder: Path, name: str) -> Diagnosis:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def test_the_provider_keeps_its_engines_in_the_keyed_folder(
         assert (name, second) == (TENSORRT_PROVIDER, CUDA_PROVIDER)
         return Path(settings["trt_engine_cache_path"])
 
+    caplog.set_level(logging.WARNING)  # a test before this one may have called the cli, which logs from INFO on
     policy = open_policy(path, provider=TENSORRT_PROVIDER, options=options)
     assert policy.provider == TENSORRT_PROVIDER
     np.testing.assert_allclose(policy.act(*toy.observe(3)).actions, toy.by_hand(*toy.observe(3)), atol=1e-5)

@@ -39,7 +39,12 @@ ITERATIONS = {
     (DenoiserKind.mlp, Prediction.v, 8): 1000,
     (DenoiserKind.mlp, Prediction.epsilon, 1): 1000,
     (DenoiserKind.mlp, Prediction.sample, 1): 500,
+    (DenoiserKind.transformer, Prediction.epsilon, 8): 600,
+    (DenoiserKind.transformer, Prediction.sample, 8): 300,
 }
+# Attention wants smaller steps, and a token can be narrower than the MLP's one layer for the whole chunk.
+LEARNING_RATE = {DenoiserKind.mlp: 3e-3, DenoiserKind.unet: 3e-3, DenoiserKind.transformer: 1e-3}
+HIDDEN_WIDTH = {DenoiserKind.mlp: 128, DenoiserKind.unet: 128, DenoiserKind.transformer: 64}
 
 
 def observe(count: int, generator: torch.Generator) -> Observation:
@@ -75,16 +80,18 @@ def untrained(kind: DenoiserKind, prediction: Prediction, horizon: int) -> Diffu
         horizon=horizon,
         execute=horizon,
         num_steps=20,
-        hidden_width=128,
+        hidden_width=HIDDEN_WIDTH[kind],
         channels=(16, 32),
         level_embedding=32,
     )
     return DiffusionPolicy(config, SPEC, normalizer)
 
 
-def minimise(network: nn.Module, loss_of: Callable[[], torch.Tensor], *, iterations: int) -> None:
+def minimise(
+    network: nn.Module, loss_of: Callable[[], torch.Tensor], *, iterations: int, learning_rate: float = 3e-3
+) -> None:
     """AdamW with a cosine schedule."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-6)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-6)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     for _ in range(iterations):
         loss = loss_of()
@@ -103,6 +110,7 @@ def trained(kind: DenoiserKind, prediction: Prediction, horizon: int) -> Diffusi
         policy,
         lambda: policy.loss(window(128, horizon, generator), generator)[0],
         iterations=ITERATIONS[kind, prediction, horizon],
+        learning_rate=LEARNING_RATE[kind],
     )
     return policy
 

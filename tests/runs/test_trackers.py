@@ -116,12 +116,12 @@ def test_a_hanging_tracker_does_not_hold_the_run(
     with caplog.at_level(logging.WARNING), Follower(tmp_path, ["hanging"], poll_s=0.01):
         write(tmp_path / "metrics.jsonl", 1)
         time.sleep(0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert "left behind" in caplog.text
     release.set()
     for thread in threading.enumerate():
         if thread.name == "trackers":
-            thread.join(5)
+            thread.join(20)
 
 
 def test_unknown_tracker_names_the_valid_ones(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,12 @@ needs_onnx = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxru
 
 
 class Clock:
-    """A clock that only the contenders move."""
+    """A clock that only the contenders move; in bench_timing alone, as other threads of the test process need theirs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(bench_timing.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(bench_timing.time, "sleep", self.pass_time)
+        fake = SimpleNamespace(perf_counter=lambda: self.now, sleep=self.pass_time)
+        monkeypatch.setattr(bench_timing, "time", fake)
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -123,14 +124,14 @@ def test_interval_covers_the_true_ratio_about_as_often_as_it_says() -> None:
     ],
 )
 def test_overload_on_two_cores(others: float, load: float, own_load: bool, overloaded: bool) -> None:
-    assert bench_timing.is_overloaded(others, load=load, cores=2, own_load=own_load) is overloaded
+    assert bench_timing.is_overloaded(others, load=load, cpus=2, own_load=own_load) is overloaded
 
 
 def test_others_are_the_machine_without_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"busy": iter([100.0, 107.0]), "own": iter([10.0, 14.0]), "time": iter([0.0, 2.0])}
     monkeypatch.setattr(bench_timing, "_busy_seconds", lambda: next(values["busy"]))
     monkeypatch.setattr(bench_timing, "_own_seconds", lambda: next(values["own"]))
-    monkeypatch.setattr(bench_timing.time, "monotonic", lambda: next(values["time"]))
+    monkeypatch.setattr(bench_timing, "time", SimpleNamespace(monotonic=lambda: next(values["time"])))
     assert bench_timing.LoadWatch().others() == 1.5  # 7 s in use, 4 of them ours, in 2 s
 
 
@@ -165,7 +166,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
     monkeypatch.setattr(bench_ceilings, "run", run)
     monkeypatch.setattr(bench, "probe_others", lambda: load["before"])
-    monkeypatch.setattr(bench, "usable_cores", lambda: 2)
+    monkeypatch.setattr(bench, "allowed_cpus", lambda: [0, 1])
+    monkeypatch.setattr(bench, "usable_cores", lambda: 1.5)
     monkeypatch.setattr(bench.LoadWatch, "others", lambda self: load["during"])
     monkeypatch.setattr(bench.os, "getloadavg", lambda: (load["average"], 0.0, 0.0))
     return load
@@ -180,6 +182,9 @@ def test_quiet_machine_prints_the_ratio(fake: dict[str, float], capsys: Any, tmp
     assert document["command"][:3] == ["robot-rl", "bench", "ceilings"]
     assert document["results"]["ceilings"]["ratios"][0]["ratio"] == pytest.approx(12)
     assert document["provenance"]["cpu_model"]
+    noted = document["results"]["ceilings"]["load"]
+    # The limit counts CPUs, as the clocks that it is compared with do; a quota is a fact beside it.
+    assert [noted[key] for key in ("others_allowed_cores", "allowed_cpus", "usable_cores")] == [0.5, 2, 1.5]
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
 
 

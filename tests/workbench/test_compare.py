@@ -128,6 +128,16 @@ def test_what_may_differ(make: Make, capsys: pytest.CaptureFixture[str]) -> None
     assert result([a, b], capsys)["paired"]
 
 
+def test_torch_against_onnx_on_the_same_seeds(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever describes the policy is what is compared: provider, precision and threads of it may differ."""
+    torch = {"path": "run", "class": "OneStepPolicy", "provider": "torch cpu", "precision": "fp32", "threads": 2}
+    onnx = {"path": "policy.onnx", "class": "TensorRtPolicy", "provider": "TensorRT 10.9", "precision": "fp16"}
+    found = result([make("a", [True, False], policy=torch), make("b", [True, False], policy=onnx)], capsys)
+    assert found["paired"]
+    assert found["notes"] == []
+    assert [found[side]["policy"]["provider"] for side in ("a", "b")] == ["torch cpu", "TensorRT 10.9"]
+
+
 @pytest.mark.parametrize(
     ("protocol", "key"),
     [
@@ -237,6 +247,27 @@ def test_page_needs_nothing_else(
     assert len(squares) == 20 + 4  # pairs and the legend
     for part in ("B is better: B - A = +45.0 points", "10/20", "19/20", "only B 9", "robot-rl evaluate policy=<b>"):
         assert part in tags.text, part
+
+
+def page_text(words: Sequence[str], tmp_path: Path) -> str:
+    assert main([*words, "--html", str(tmp_path / "page.html")]) == 0
+    tags = _Tags()
+    tags.feed((tmp_path / "page.html").read_text())
+    return tags.text
+
+
+def test_page_names_the_policies_and_what_ran_them(make: Make, tmp_path: Path) -> None:
+    """Of this version, of an older one, of an expert, and of a run that goes on and has only a configuration."""
+    onnx = {"path": "x/policy.onnx", "class": "OnnxPolicy", "provider": "CUDAExecutionProvider", "precision": "fp32"}
+    a, b = make("a", [True], policy=onnx), make("b", [True])
+    text = page_text([a, b], tmp_path)
+    assert "x/policy.onnxOnnxPolicy, CUDAExecutionProvider, fp32run " in text
+    assert f"brun {b}, seeds 100 to 100 (1)" in text
+    c = make("c", [True], policy={"expert": {"_target_": "robot_rl.envs.experts.Grasp", "speed": 1}})
+    going = make("d", [True], finished=False)
+    text = page_text([c, going, "--sequential"], tmp_path)
+    assert "expert Grasp" in text
+    assert f"prun {going}" in text
 
 
 def test_wrong_runs(make: Make, tmp_path: Path) -> None:

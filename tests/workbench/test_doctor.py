@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robot_rl.workbench import doctor, doctor_packages
+from robot_rl.workbench import cores, doctor, doctor_packages
 from robot_rl.workbench.doctor_packages import Diagnosis, State
 from robot_rl.workbench.doctor_probes import run_probe, run_tool
 
@@ -33,7 +33,7 @@ GONE = {"error": "ModuleNotFoundError: No module named 'x'"}
     ],
 )
 def test_probes_survive_whatever_happens(code, says):
-    answer = run_probe(code, timeout_s=1.0 if "sleep" in code else 30.0)
+    answer = run_probe(code, timeout_s=1.0 if "sleep" in code else 120.0)
     assert answer == ({"a": 1} if says is None else {"error": says})
 
 
@@ -91,6 +91,32 @@ def test_oversubscribed_threads(monkeypatch):
     assert doctor.threads(TORCH | {"threads": 16}).state is State.warning
     # One thread only: the two figures are the same measurement twice.
     assert doctor.threads(TORCH | {"threads": 1, "us_default_threads": 1000.0}).state is State.ok
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus", "usable"),
+    [
+        ("max 100000", 8, 8.0),
+        ("150000 100000", 8, 1.5),
+        ("900000 100000", 8, 8.0),  # more than there are
+        ("nonsense", 8, 8.0),
+        (None, 3, 3.0),  # no cgroup v2
+    ],
+)
+def test_usable_cores_are_the_cpus_or_less_by_a_quota(monkeypatch, tmp_path, quota, cpus, usable):
+    monkeypatch.setattr(cores, "allowed_cpus", lambda: list(range(cpus)))
+    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert cores.usable_cores() == usable
+
+
+def test_allowed_cpus_are_those_of_the_affinity(monkeypatch):
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: {5, 2}, raising=False)
+    assert cores.allowed_cpus() == [2, 5]
+    monkeypatch.delattr(cores.os, "sched_getaffinity")  # macOS and Windows
+    monkeypatch.setattr(cores.os, "cpu_count", lambda: 3)
+    assert cores.allowed_cpus() == [0, 1, 2]
 
 
 def test_disk(monkeypatch, tmp_path):

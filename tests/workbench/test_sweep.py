@@ -15,7 +15,14 @@ import pytest
 
 from robot_rl.workbench.sweep import expand, summarize
 
-COMMAND = [sys.executable, "-m", "robot_rl", "sweep"]
+# A shell that runs the tests in the background has them ignore Ctrl-C, and children inherit that.
+HEARS_CTRL_C = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from robot_rl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+COMMAND = [sys.executable, "-c", HEARS_CTRL_C, "sweep"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -56,7 +63,7 @@ def test_a_pipeline_counts_its_last_stage() -> None:
 
 
 def sweep(*words: str, cwd: Path, code: int) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *words], cwd=cwd, capture_output=True, text=True, timeout=200, env=ENVIRONMENT)
+    done = subprocess.run([*COMMAND, *words], cwd=cwd, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -68,11 +75,13 @@ WORDS = ["evaluate", "env=point_reach", "expert=point_reach", "num_episodes=5"]
 def test_members_run_fail_by_name_and_continue_after_ctrl_c(tmp_path: Path) -> None:
     words = [*WORDS, "num_envs=1,0", "--seeds", "0,1", "--folder", "s"]
     child = subprocess.Popen([*COMMAND, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "s").glob("members/*/*/status.json")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "s").glob("members/*/*/status.json")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None, "ended before it could be interrupted"
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=300)
     assert child.returncode == 130, errors
     assert "--resume s" in errors
     done = sweep("--resume", "s", "--json", cwd=tmp_path, code=1)

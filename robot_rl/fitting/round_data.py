@@ -1,0 +1,168 @@
+"""Data and fits of one round of offline RL: who may see which episode is decided here and nowhere else.
+
+Episodes are split in two halves as a whole. The optimiser's critic learns on the first, the judges' critic and model on
+the second; each half keeps a fifth of its episodes to stop by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from robot_rl.algorithms.returns import reachable_range
+from robot_rl.data.store import EpisodeStore
+from robot_rl.data.transitions import Transitions, transitions_of
+from robot_rl.data.windows import StepArrays, WindowSampler, split_by_episode
+from robot_rl.errors import DataError
+from robot_rl.fitting.critic import CriticFitConfig, fit_critic
+from robot_rl.fitting.model import ModelFitConfig, fit_model
+from robot_rl.runs.config import build
+
+VALIDATION_SHARE = 0.2
+FEWEST_EPISODES = 20
+
+
+@dataclass(frozen=True)
+class RoundData:
+    """Everything recorded so far, in the feature space of the incumbent.
+
+    Attributes:
+        windows: of all episodes, for imitation; row i of `all_rows` is window i.
+        all_rows: of all episodes.
+        optimizer, optimizer_validation, judge, judge_validation: disjoint sets of episodes.
+        content_hashes: of the stores.
+        bounds: lowest and highest return that can be reached.
+        horizon: decisions until the time limit.
+    """
+
+    windows: WindowSampler
+    all_rows: Transitions
+    optimizer: Transitions
+    optimizer_validation: Transitions
+    judge: Transitions
+    judge_validation: Transitions
+    content_hashes: tuple[str, ...]
+    bounds: tuple[float, float]
+    horizon: int
+
+
+@dataclass(frozen=True)
+class RoundFits:
+    """Fitted networks of a round.
+
+    Attributes:
+        critic: the optimiser's.
+        judge_critic, judge_model: the judges'.
+        report: how the fits went, JSON types.
+    """
+
+    critic: Any
+    judge_critic: Any
+    judge_model: Any
+    report: dict[str, Any]
+
+
+def load_round(
+    stores: Sequence[str], policy: Any, *, gamma: float, only_success_rewarded: bool, seed: int, device: torch.device
+) -> RoundData:
+    """Read and merge the stores, and split their episodes.
+
+    Args:
+        stores: paths of EpisodeStores with the policy's spec.
+        policy: a DiffusionPolicy; gives features, normaliser and chunk sizes.
+        gamma: discount per env step.
+        only_success_rewarded: see OfflineConfig.
+        seed: of the split.
+        device: where the data lives.
+
+    Raises:
+        DataError: a store that is missing, damaged or of another spec, or too few episodes.
+    """
+    config = policy.config
+    keys = list(dict.fromkeys(["proprio", *config.observation_keys]))
+    parts, hashes = [], []
+    for path in stores:
+        with EpisodeStore.open(path, mode="r") as store:
+            if store.spec.to_json() != policy.spec.to_json():
+                raise DataError(
+                    path, expected=f"episodes of the policy's environment ({policy.spec.env_id}), same spec",
+                    got=f"those of {store.spec.env_id} with another spec", hint="Collect with the policy's environment.",
+                )  # fmt: skip
+            parts.append(StepArrays.from_store(store, keys))
+            hashes.append(store.content_hash())
+    arrays = StepArrays.concatenate(parts)
+    number = len(arrays.lengths)
+    if number < FEWEST_EPISODES:
+        raise DataError(
+            ", ".join(stores), expected=f"at least {FEWEST_EPISODES} episodes (two halves, each with a validation part)",
+            got=str(number), hint="Collect more.",
+        )  # fmt: skip
+    windows = WindowSampler(
+        arrays, history=config.history, horizon=config.horizon, execute=config.execute, keys=keys,
+        episodes=np.arange(number), device=device, gamma=gamma,
+    )  # fmt: skip
+    rows = transitions_of(windows, policy, gamma=gamma)
+    first, second = split_by_episode(number, 0.5, seed)
+    sets = []
+    for half in (first, second):
+        train, validation = split_by_episode(len(half), VALIDATION_SHARE, seed)
+        sets += [half[train], half[validation]]
+    limit = policy.spec.max_episode_steps or int(arrays.lengths.max())
+    low, high = (0.0, 1.0) if only_success_rewarded else (float(arrays.reward.min()), float(arrays.reward.max()))
+    bounds = reachable_range(low, high, gamma=gamma, max_steps=limit, only_once=only_success_rewarded)
+    mask = [torch.isin(rows.episode, torch.as_tensor(chosen, device=rows.episode.device)) for chosen in sets]
+    optimizer, optimizer_validation, judge, judge_validation = (rows.rows(chosen) for chosen in mask)
+    return RoundData(
+        windows=windows, all_rows=rows, optimizer=optimizer, optimizer_validation=optimizer_validation, judge=judge,
+        judge_validation=judge_validation, content_hashes=tuple(hashes), bounds=bounds,
+        horizon=-(-limit // config.execute),
+    )  # fmt: skip
+
+
+def fit_round(
+    data: RoundData,
+    critic: dict[str, Any],
+    dynamics: dict[str, Any],
+    *,
+    critic_fit: CriticFitConfig,
+    model_fit: ModelFitConfig,
+    seed: int,
+) -> RoundFits:
+    """Fit the optimiser's critic, and the judges' critic and model on the other half.
+
+    Args:
+        data: of the round.
+        critic: component of both critics.
+        dynamics: component of the judges' model.
+        critic_fit: of both critics.
+        model_fit: of the model.
+        seed: the judges' weights and batches come from seed + 1.
+    """
+    device = data.all_rows.feature.device
+    sizes = {"feature_size": data.all_rows.feature.shape[1], "action_size": data.all_rows.action.shape[1]}
+    low, high = data.bounds
+
+    def fitted_critic(train: Transitions, validation: Transitions, number: int) -> tuple[Any, dict[str, Any]]:
+        torch.manual_seed(number)
+        network = build(critic, **sizes).to(device)
+        generator = torch.Generator(device=device).manual_seed(number)
+        report = fit_critic(network, train, validation, config=critic_fit, generator=generator, low=low, high=high)
+        return network.eval().requires_grad_(False), report.to_json()
+
+    mine, mine_report = fitted_critic(data.optimizer, data.optimizer_validation, seed)
+    judge, judge_report = fitted_critic(data.judge, data.judge_validation, seed + 1)
+    torch.manual_seed(seed + 1)
+    model = build(dynamics, **sizes).to(device)
+    generator = torch.Generator(device=device).manual_seed(seed + 1)
+    model_report = fit_model(model, data.judge, data.judge_validation, config=model_fit, generator=generator)
+    report: dict[str, Any] = {
+        "critic": mine_report,
+        "judge_critic": judge_report,
+        "judge_model": model_report.to_json(),
+    }
+    report |= {"episodes": int(data.all_rows.episode.max()) + 1, "content_hashes": list(data.content_hashes)}
+    return RoundFits(mine, judge, model.eval().requires_grad_(False), report)

@@ -1,0 +1,59 @@
+"""What an evaluation says of its policy: the provider and the precision that really ran."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from robot_rl.deploy.engine_cache import Precision
+from robot_rl.deploy.onnx_policy import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER
+from robot_rl.deploy.tensorrt_policy import TensorRtPolicy
+from robot_rl.stages.evaluate import EvaluateConfig, _policy_actor
+
+
+class Named:
+    """A policy that never acts."""
+
+    noise_shape, sampling = (1, 8, 2), "one step"
+    config = SimpleNamespace(horizon=8, execute=4, history=1)
+
+    def __init__(self, provider: str | None = None, *, device: str | None = None) -> None:
+        self.device = None if device is None else torch.device(device)
+        if provider is not None:
+            self.provider = provider
+
+    def act(self, observation: Any, noise: Any) -> Any:
+        raise NotImplementedError
+
+    def reset(self, mask: Any) -> None:
+        raise NotImplementedError
+
+
+class NamedEngine(Named, TensorRtPolicy):
+    """An engine without a GPU: nothing is loaded."""
+
+
+ON_GPU = "TensorRT 10.9 fp16 on NVIDIA L4"
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "provider", "precision"),
+    [
+        (Named(device="cpu"), Precision.fp32, "torch cpu", "fp32"),
+        (Named(device="cuda:1"), Precision.fp32, "torch cuda:1", "fp32"),
+        (Named(), Precision.fp32, "numpy", "fp32"),
+        (Named(CPU_PROVIDER), Precision.fp32, CPU_PROVIDER, "fp32"),
+        (Named(CUDA_PROVIDER), Precision.fp32, CUDA_PROVIDER, "fp32"),
+        (Named(TENSORRT_PROVIDER), Precision.fp16, TENSORRT_PROVIDER, "fp16"),
+        # provider=TensorrtExecutionProvider precision=fp16 allow_cpu=true on a machine without a GPU.
+        (Named(CPU_PROVIDER), Precision.fp16, CPU_PROVIDER, "fp32"),
+        (NamedEngine(ON_GPU), Precision.fp16, ON_GPU, "fp16"),
+    ],
+)
+def test_provider_and_precision_are_what_ran(policy: Any, asked: Precision, provider: str, precision: str) -> None:
+    config = EvaluateConfig(policy="p", precision=asked, provider=TENSORRT_PROVIDER)
+    described = _policy_actor(policy, config)[1]
+    assert (described["provider"], described["precision"]) == (provider, precision)
