@@ -32,6 +32,8 @@ from robot_rl.runs.training import TrainConfig, train
 
 log = logging.getLogger(__name__)
 
+ANCHOR_BATCH = 256
+
 
 class Method(str, Enum):
     """What proposes candidates; see the module."""
@@ -52,8 +54,8 @@ class PpoProposalConfig(PpoConfig):
         shrink: factor of the learning rate at a rejection.
     """
 
-    proposals: int = 6
-    iterations: int = 10
+    proposals: int = 4
+    iterations: int = 6
     shrink: float = 0.5
 
 
@@ -97,6 +99,14 @@ def ppo_proposals(
     optimizer = torch.optim.Adam(_weights(policy), lr=config.learning_rate)
     features = torch.cat([data.optimizer.feature, data.optimizer_validation.feature])
     rate = config.learning_rate
+    draw = WeightedRows(success_weights(data.all_rows.success)).draw if config.anchor else None
+
+    def anchor(module: Any, source: torch.Generator) -> torch.Tensor:
+        assert draw is not None
+        window = data.windows.window(draw(ANCHOR_BATCH, source), with_next=False)
+        loss: torch.Tensor = module.loss(window, source)[0]
+        return loss
+
     for _ in range(config.proposals):
         before, optimizer_before = copy.deepcopy(policy), copy.deepcopy(optimizer.state_dict())
         for group in optimizer.param_groups:
@@ -104,7 +114,9 @@ def ppo_proposals(
         numbers: dict[str, Any] = {}
         for _iteration in range(config.iterations):
             decisions, drawn = sample_decisions(policy, fits.critic, features, config=config, generator=generator)
-            numbers = drawn | ppo_iteration(policy, decisions, optimizer, config=config, generator=generator)
+            numbers = drawn | ppo_iteration(
+                policy, decisions, optimizer, config=config, generator=generator, anchor=anchor
+            )
         if numbers["dominating_steps"]:
             log.warning("denoising steps %s take most of the KL: %s", numbers["dominating_steps"], numbers["kl"])
         moved = decision_kl(policy, before, data.optimizer_validation.feature[:1024], generator)

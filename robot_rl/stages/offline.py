@@ -62,6 +62,7 @@ from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
 from robot_rl.runs.training import pick_device
+from robot_rl.stages.evaluate import check_spec
 from robot_rl.types import Episode, Source
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ class OfflineConfig:
         critic_fit: of both critics.
         model_fit: of the judges' model.
         judge: how policies are scored.
-        gate: when a proposal is kept.
+        gate: when a proposal is kept. FQE must see a gain, AM-Q and model return may object: of the three only FQE
+            ordered PickCube's imitation candidates by their true success (docs/offline.md).
         imitation: of merged, success_only and awr.
         ppo: of ppo.
         sigma_min: noise floor of mode eta1 in RL, or null for the policy's own.
@@ -101,7 +103,7 @@ class OfflineConfig:
     critic: dict[str, Any] = field(default_factory=dict)
     dynamics: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
-    methods: list[Method] = field(default_factory=lambda: [Method.awr, Method.ppo])
+    methods: list[Method] = field(default_factory=lambda: [Method.success_only, Method.awr, Method.ppo])
     rounds: int = 1
     collect: bool = False
     collect_episodes: int = 200
@@ -112,7 +114,7 @@ class OfflineConfig:
     critic_fit: CriticFitConfig = field(default_factory=CriticFitConfig)
     model_fit: ModelFitConfig = field(default_factory=ModelFitConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
+    gate: GateConfig = field(default_factory=lambda: GateConfig(deciding=("fqe",)))
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     ppo: PpoProposalConfig = field(default_factory=PpoProposalConfig)
     sigma_min: float | None = None
@@ -262,6 +264,7 @@ def _save(run: RunDirectory, step: int, incumbent: Any, fits: RoundFits, config:
 def _collect(config: OfflineConfig, policy: Any, run: RunDirectory, number: int) -> str:
     """Play the kept policy in mode eta1 into a store of its own and return its path; completed when a run was killed."""
     env = build(config.env, num_envs=min(config.num_envs, config.collect_episodes), history=policy.config.history)
+    check_spec(policy.spec, env.spec, where=config.policy)
     path = str(run.path / f"round_{number:02d}" / "collected.zarr")
     first = config.collect_first_seed + number * config.collect_episodes
     actor = PolicyActor(policy, NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape))
