@@ -80,7 +80,7 @@ def load_round(
         device: where the data lives.
 
     Raises:
-        DataError: a store that is missing, damaged or of another spec, or too few episodes.
+        DataError: a store that is missing, damaged or of another spec, too few episodes, or mixed rewards.
     """
     config = policy.config
     keys = list(dict.fromkeys(["proprio", *config.observation_keys]))
@@ -95,6 +95,13 @@ def load_round(
             parts.append(StepArrays.from_store(store, keys))
             hashes.append(store.content_hash())
     arrays = StepArrays.concatenate(parts)
+    if only_success_rewarded and not np.isin(arrays.reward, (0.0, 1.0)).all():
+        # Dense rewards of one store beside relabelled ones of another make nonsense of every advantage (P22).
+        raise DataError(
+            ", ".join(stores), expected="rewards of 0 and 1 in every store (only_success_rewarded=true)",
+            got=f"rewards from {arrays.reward.min():.3g} to {arrays.reward.max():.3g}",
+            hint="Relabel the data, or set only_success_rewarded=false when all stores have the same dense reward.",
+        )  # fmt: skip
     number = len(arrays.lengths)
     if number < FEWEST_EPISODES:
         raise DataError(

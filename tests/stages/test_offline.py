@@ -147,6 +147,29 @@ def test_wrong_words(place: Path, words: list[str], code: int, part: str) -> Non
     assert "Traceback" not in done.stderr
 
 
+def test_mixed_rewards_and_policies_without_denoising_steps_are_refused(place: Path) -> None:
+    from dataclasses import replace
+
+    from robot_rl.data.store import EpisodeStore
+
+    with (
+        EpisodeStore.open(str(place / "demos.zarr"), mode="r") as store,
+        EpisodeStore.create(str(place / "dense.zarr"), store.spec, metadata={}) as dense,
+    ):
+        for index in range(30):
+            episode = store.episode(index)
+            dense.append(replace(episode, reward=episode.reward - 0.1))
+    policy = f"policy={only(place / 'imitate')}"
+    done = robot_rl(
+        "offline", policy, "datasets=[demos.zarr,dense.zarr]", *SHORT, "run_root=runs_mixed", cwd=place, code=1
+    )
+    assert "rewards from -0.1" in done.stderr
+    words = ["dataset=demos.zarr", f"teacher={only(place / 'imitate')}", "train.num_steps=2", "train.threads=1"]
+    robot_rl("distill_onestep", *ENV, *words, "run_root=student", cwd=place)
+    words = [f"policy={only(place / 'student')}", "datasets=[demos.zarr]", *SHORT, "run_root=runs_student"]
+    assert "OneStepPolicy" in robot_rl("offline", *words, cwd=place, code=1).stderr
+
+
 def test_pure_offline_needs_no_simulator(place: Path) -> None:
     script = (
         "import sys\n"
