@@ -7,6 +7,7 @@ The summary goes to stdout, everything else to stderr.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import logging
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("robot_rl")
 
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -126,15 +128,25 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
             ):
                 summary = stage.run(config, run)
         except KeyboardInterrupt:
-            run.set_status("interrupted", message="stopped by the user", seconds=time.monotonic() - began)
+            _record(run, "interrupted", "stopped by the user", began)
             log.warning("interrupted; continue with: robot-rl %s resume=%s", options.command, run.path)
             return INTERRUPTED
         except RobotRlError as error:
-            run.set_status("failed", message=str(error), seconds=time.monotonic() - began)
+            _record(run, "failed", str(error), began)
             log.error("failed: %s", error, exc_info=options.debug)
             return error.exit_code
+        except OSError as error:
+            _record(run, "failed", f"{type(error).__name__}: {error}", began)
+            if error.errno not in NO_ROOM:
+                log.exception("failed by a bug in robot-rl or in a plug-in")
+            else:
+                hint = "what was saved before is whole; free some space and continue with"
+                log.error(
+                    "failed: no room to write: %s; %s: robot-rl %s resume=%s", error, hint, options.command, run.path
+                )
+            return 1
         except BaseException as error:
-            run.set_status("failed", message=f"{type(error).__name__}: {error}", seconds=time.monotonic() - began)
+            _record(run, "failed", f"{type(error).__name__}: {error}", began)
             log.exception("failed by a bug in robot-rl or in a plug-in")
             return 1
         run.set_status("finished", seconds=time.monotonic() - began)
@@ -145,6 +157,14 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
     else:
         print(as_text({**summary, "run": str(run.path)}))
     return 0
+
+
+def _record(run: RunDirectory, state: str, message: str, began: float) -> None:
+    """Write what became of the run; on a full disk say so, and let the first error be the one that is shown."""
+    try:
+        run.set_status(state, message=message, seconds=time.monotonic() - began)
+    except OSError as error:
+        log.warning("%s/status.json could not be written (%s) and still says `running`", run.path, error)
 
 
 def _open_run(stage: Any, options: argparse.Namespace) -> tuple[Any, RunDirectory | None]:

@@ -67,6 +67,7 @@ def save_checkpoint(
 
     Raises:
         RunError: keep < 1, a document named 'manifest', or values that JSON can't hold.
+        OSError: a full disk; earlier checkpoints stay whole.
     """
     if keep < 1 or "manifest" in documents:
         raise RunError(
@@ -75,21 +76,16 @@ def save_checkpoint(
             got=f"keep={keep}, documents {sorted(documents)}",
             hint="Keep at least one checkpoint; rename the document.",
         )
-    from safetensors.torch import save
-
     folder = Path(run_dir) / "checkpoints"
     folder.mkdir(exist_ok=True)
     for leftover in folder.glob(".*"):
         _remove(leftover)
     temporary = folder / f".writing_{step}"
-    temporary.mkdir()
-    for name, group in tensors.items():
-        content = save({key: value.detach().cpu().contiguous().clone() for key, value in group.items()})
-        write_synced(temporary / f"{name}.safetensors", content)
-    for name, document in documents.items():
-        write_json(temporary / f"{name}.json", document)
-    files = {path.name: _sha256(path.read_bytes()) for path in sorted(temporary.iterdir())}
-    write_json(temporary / MANIFEST, {"step": step, "files": files})
+    try:
+        _write(temporary, step, tensors=tensors, documents=documents)
+    except OSError:
+        _remove(temporary)  # on a full disk its space is what status.json and the log need
+        raise
     target = folder / f"step_{step:06d}"
     if target.exists():  # saved before at this step, e.g. by the run that is resumed from an older checkpoint
         os.rename(target, folder / f".replaced_{step}")
@@ -99,6 +95,21 @@ def save_checkpoint(
     _link(folder / "last", target)
     _prune(folder, keep)
     return target
+
+
+def _write(
+    folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any]
+) -> None:
+    from safetensors.torch import save
+
+    folder.mkdir()
+    for name, group in tensors.items():
+        content = save({key: value.detach().cpu().contiguous().clone() for key, value in group.items()})
+        write_synced(folder / f"{name}.safetensors", content)
+    for name, document in documents.items():
+        write_json(folder / f"{name}.json", document)
+    files = {path.name: _sha256(path.read_bytes()) for path in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, {"step": step, "files": files})
 
 
 def mark_best(path: str | Path) -> None:

@@ -188,12 +188,16 @@ def read_json(path: Path) -> Any:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Replace a file in one piece; on the disk when this returns."""
+    """Replace a file in one piece; on the disk when this returns. What was there stays when the disk is full."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
     sync_folder(path.parent)
 

@@ -179,6 +179,41 @@ def test_a_stage_killed_between_its_last_step_and_its_summary_continues(place: P
         assert json.loads((run / "status.json").read_text())["state"] == "finished"
 
 
+def test_a_disk_without_room_is_one_clear_error_and_loses_no_checkpoint(place: Path, tmp_path: Path) -> None:
+    """The kernel refuses files over a size limit, as it does on a full disk; then there is room again."""
+    words = [
+        "imitate",
+        *POINT,
+        f"dataset={place / 'demos.zarr'}",
+        "policy.hidden_width=64",
+        *TRAIN,
+        "train.num_steps=40",
+    ]
+    words += ["train.checkpoint_every_steps=20", f"run_root={tmp_path}/runs"]
+    limited = (
+        "import resource, sys, robot_rl.runs.checkpoint as c\n"
+        "save = c.save_checkpoint\n"
+        "def late(*a, **k):\n"
+        "    if k['step'] == 40: resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
+        "    return save(*a, **k)\n"
+        "import robot_rl.runs.training as t; t.save_checkpoint = late\n"
+        "from robot_rl.cli import main; sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *words, "--track", "none"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "no room to write" in done.stderr
+    assert "Traceback" not in done.stderr
+    run = only_run(tmp_path, "_imitate_")
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last", "step_000020"]
+    assert not list(run.glob(".*"))
+    robot_rl("imitate", f"resume={run}", cwd=tmp_path)
+    assert (run / "checkpoints/step_000040").is_dir()
+
+
 def test_untrained_weights_fail(place: Path) -> None:
     """Control: the same way without training does not reach the goal."""
     words = ["imitate", *POINT, "dataset=demos.zarr", *TRAIN, "train.num_steps=1", "run_root=runs_untrained"]
