@@ -1,0 +1,44 @@
+"""rl100: the comparison by hand, finished runs are found again, and a failing stage is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robot_rl.workbench.rl100 import _compared, _row, _stage
+
+
+def test_comparison_by_hand() -> None:
+    imitation = [True] * 4 + [False] * 6
+    better = [True] * 9 + [False]
+    found = _compared({"imitation": imitation, "offline": better, "merged": imitation})
+    assert found["imitation"]["p_value_vs_imitation"] is None
+    # Five discordant pairs, all one way: 2 / 2^5.
+    assert found["offline"]["p_value_vs_imitation"] == pytest.approx(0.0625)
+    assert found["merged"]["p_value_vs_imitation"] == 1.0
+    assert (found["offline"]["k"], found["offline"]["n"]) == (9, 10)
+    assert found["offline"]["low"] == pytest.approx(0.596, abs=1e-3)  # Wilson, 9 of 10
+    row = _row(3, "offline", found["offline"])
+    assert (row["training seed"], row["success once"], row["p against imitation"]) == (3, "9/10", "0.062")
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    run = tmp_path / "collect" / "2026-01-01_00-00-00_collect_x_s0"
+    run.mkdir(parents=True)
+    (run / "status.json").write_text(json.dumps({"state": "finished", "stage": "collect"}))
+    assert _stage(tmp_path / "collect", "collect", "no=such_key") == run
+
+
+def test_a_failing_stage_is_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "robot_rl", "rl100", "--env", "nowhere", "--seeds", "0", "--folder", "f"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "robot-rl collect" in done.stderr
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
