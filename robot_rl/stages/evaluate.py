@@ -47,6 +47,8 @@ class EvaluateConfig:
         first_seed: held-out seeds start here by default; demonstrations start at 0, training roll-outs at 50000.
         num_envs: environments stepped side by side; does not change the result.
         mode: sampling mode of a diffusion policy (eta0, eta1, mean), or null for the policy's own.
+        best_of: chunks that a diffusion policy draws at every decision; the one that `critic` likes best is played.
+        critic: run or checkpoint directory of `offline` whose critic chooses; empty without best_of.
         noise_rule: fixed or seeded, or null for the policy's own (an export states it; a checkpoint is seeded).
         noise_seed: of the noise, or null for the policy's own (0 for a checkpoint).
         runtime: what runs an .onnx file: onnx (ONNX Runtime with `provider`) or tensorrt.
@@ -65,6 +67,8 @@ class EvaluateConfig:
     first_seed: int = 100_000
     num_envs: int = 8
     mode: SamplingMode | None = None
+    best_of: int = 1
+    critic: str = ""
     noise_rule: NoiseRule | None = None
     noise_seed: int | None = None
     runtime: Runtime = Runtime.onnx
@@ -88,6 +92,7 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
             "evaluate", expected="num_episodes and num_envs of at least 1", got=f"{config.num_episodes} and {config.num_envs}",
             hint="Set both to a positive number.",
         )  # fmt: skip
+    _check_best_of(config)
     began = time.monotonic()
     policy = load_any_policy(config) if config.policy else None
     history = 1 if policy is None else policy.config.history
@@ -157,8 +162,30 @@ def load_any_policy(config: EvaluateConfig) -> Any:
     torch.set_num_threads(config.threads)
     policy, _spec, _checkpoint = load_policy(Path(config.policy))
     policy.eval()
-    if config.mode is None:
+    if config.mode is not None:
+        policy = _with_mode(policy, config)
+    if not config.critic:
         return policy
+    from robot_rl.fitting.best_of import BestOfPolicy, load_critic
+
+    return BestOfPolicy(policy, load_critic(config.critic, policy), config.best_of)
+
+
+def _check_best_of(config: EvaluateConfig) -> None:
+    if config.best_of < 1 or (config.best_of > 1 and not config.critic):
+        raise ConfigError(
+            "evaluate", expected="best_of=1, or best_of=<more> with critic=<run directory of `robot-rl offline`>",
+            got=f"best_of={config.best_of} critic={config.critic!r}", hint="The critic chooses among the chunks.",
+        )  # fmt: skip
+    if config.critic and (not config.policy or config.policy.endswith(".onnx")):
+        raise PolicyError(
+            config.policy or "expert", expected="a run or checkpoint directory of a diffusion policy for best_of and critic",
+            got="an .onnx file" if config.policy else "no policy", hint="Give the run that was exported.",
+        )  # fmt: skip
+
+
+def _with_mode(policy: Any, config: EvaluateConfig) -> Any:
+    assert config.mode is not None
     if not hasattr(policy, "with_mode"):
         raise PolicyError(
             config.policy, expected=f"a diffusion policy for mode={config.mode.value}", got=type(policy).__name__,
@@ -189,6 +216,8 @@ def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[PolicyActor, dic
         "provider": provider,
         "precision": (config.precision if is_engine else Precision.fp32).value,
     }
+    if config.critic:
+        described |= {"best_of": config.best_of, "critic": config.critic}
     return PolicyActor(policy, noise), described
 
 
