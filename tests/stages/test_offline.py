@@ -98,6 +98,12 @@ def test_decisions_are_recorded_and_a_restart_makes_the_same(place: Path) -> Non
     assert again == first
     assert all(np.array_equal(before[key], value) for key, value in weights(run).items())
     robot_rl("evaluate", *ENV, f"policy={run}", "num_episodes=5", "run_root=runs_evaluate", cwd=place)
+    words = ["evaluate", *ENV, f"policy={run}", "mode=eta1", "num_episodes=5", "best_of=4"]
+    assert "critic=" in robot_rl(*words, cwd=place, code=2).stderr
+    robot_rl(*words, f"critic={run}", "run_root=runs_best", cwd=place)
+    protocol = json.loads((only(place / "runs_best") / "summary.json").read_text())["protocol"]
+    assert protocol["policy"]["best_of"] == 4
+    assert protocol["policy"]["sampling"].startswith("best of 4, eta1")
 
 
 def test_what_the_gate_refuses_leaves_the_policy_as_it_was(place: Path) -> None:
