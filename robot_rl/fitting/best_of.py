@@ -6,7 +6,6 @@ offer either (docs/offline.md has the figures).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch

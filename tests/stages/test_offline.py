@@ -104,6 +104,16 @@ def test_decisions_are_recorded_and_a_restart_makes_the_same(place: Path) -> Non
     protocol = json.loads((only(place / "runs_best") / "summary.json").read_text())["protocol"]
     assert protocol["policy"]["best_of"] == 4
     assert protocol["policy"]["sampling"].startswith("best of 4, eta1")
+    policies = [str(only(place / "imitate")), str(run), str(run / "round_00/awr")]
+    words = ["judge", "calibrate", str(run), *policies, "--env", "point_reach", "env.max_episode_steps=20"]
+    robot_rl(*words, "--episodes", "10", cwd=place)
+    found = json.loads((run / "ope/calibration.json").read_text())
+    assert [row["policy"] for row in found["policies"]] == policies
+    assert {row["judge"] for row in found["rows"]} == {"am_q", "model_return", "fqe"}
+    # The judges are those of the stage: they score the kept policy as its summary says.
+    kept = json.loads((run / "summary.json").read_text())["scores"]
+    assert found["policies"][1]["fqe"] == pytest.approx(kept["fqe"], abs=1e-6)
+    assert "at least 3 policies" in robot_rl(*words[:4], "--env", "point_reach", cwd=place, code=2).stderr
 
 
 def test_what_the_gate_refuses_leaves_the_policy_as_it_was(place: Path) -> None:

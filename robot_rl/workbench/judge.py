@@ -1,0 +1,80 @@
+"""Do the judges of the offline stage judge well? `robot-rl judge calibrate RUN POLICY POLICY POLICY ... --env NAME`.
+
+    robot-rl judge calibrate runs/<offline run> runs/<policy> runs/<policy>/checkpoints/step_001000 ... --env pick_cube
+
+Rebuilds the judges of an offline run, scores every given policy with each of them, plays the policies, and prints
+Spearman's rank correlation of judge and true success. The simulator measures here; in the stage it never chooses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robot_rl.errors import ConfigError
+from robot_rl.runs.directory import write_json
+from robot_rl.workbench import judge_calibrate
+from robot_rl.workbench.judge_play import environment, origin
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the study and print its table.
+
+    Raises:
+        ConfigError: wrong words.
+        RobotRlError: a run, policy or dataset that can't be used.
+    """
+    asked = _parser().parse_intermixed_args(list(words))
+    torch.set_num_threads(1)
+    command = f"robot-rl judge {shlex.join(words)}"
+    overrides = [word for word in asked.words if "=" in word]
+    paths = [word for word in asked.words if "=" not in word]
+    document = _calibrate(asked, paths, overrides, command)
+    print(json.dumps(document, indent=2) if asked.json else document["text"])
+    return 0
+
+
+def _calibrate(
+    asked: argparse.Namespace, paths: Sequence[str], overrides: Sequence[str], command: str
+) -> dict[str, Any]:
+    if len(paths) < 1 + judge_calibrate.FEWEST:
+        raise ConfigError(
+            "judge calibrate", expected=f"an offline run and at least {judge_calibrate.FEWEST} policies",
+            got=f"{len(paths)} paths", hint="A rank correlation of fewer says nothing; 20 give a usable interval.",
+        )  # fmt: skip
+    first, number = asked.first_seed, asked.episodes
+    env = environment(asked.env, overrides)
+    document = judge_calibrate.calibrate(
+        Path(paths[0]), paths[1:], env=env, seeds=range(first, first + number), num_envs=asked.num_envs
+    )
+    document |= origin(command, seeds=f"episodes {first}-{first + number - 1}; judges {document['judge_seed']}")
+    output = asked.output or Path(paths[0]) / "ope" / "calibration.json"
+    return _written(document, output, judge_calibrate.as_text(document))
+
+
+def _written(document: dict[str, Any], output: Path, text: str) -> dict[str, Any]:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, document)
+    return document | {"text": f"{text}\nwrote {output}"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="robot-rl judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("study", choices=("calibrate",))
+    parser.add_argument("words", nargs="*", help="the offline run, policies (runs or checkpoints), env.key=value")
+    parser.add_argument("--env", required=True, help="configuration of env")
+    parser.add_argument("--episodes", type=int, default=100, help="roll-outs a policy (%(default)s)")
+    parser.add_argument("--first-seed", type=int, default=900_000, help="of the roll-outs (%(default)s)")
+    parser.add_argument("--num-envs", type=int, default=8, help="envs side by side; changes no figure (%(default)s)")
+    parser.add_argument("--output", type=Path, help="of the JSON")
+    parser.add_argument("--json", action="store_true", help="print the JSON")
+    return parser

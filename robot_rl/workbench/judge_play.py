@@ -1,0 +1,50 @@
+"""What `robot-rl judge` needs: an environment from words, true success by roll-outs, and the origin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.rollout import PolicyActor, rollout
+from robot_rl.runs.config import build, load_config
+from robot_rl.runs.provenance import cpu_model, gpu_names
+from robot_rl.stages.evaluate import EvaluateConfig, check_spec
+
+
+def environment(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The env component of `env=<name>` with `env.key=value` words.
+
+    Raises:
+        ConfigError: wrong words.
+    """
+    return load_config(EvaluateConfig, [f"env={name}", *overrides], name="evaluate").env
+
+
+def play(env: Mapping[str, Any], policy: Any, seeds: Sequence[int], *, num_envs: int) -> list[bool]:
+    """Success of a policy on every seed, with the noise that `robot-rl evaluate` gives it.
+
+    Args:
+        env: component.
+        policy: in the mode that is judged.
+        seeds: of the episodes.
+        num_envs: side by side; changes nothing.
+
+    Raises:
+        PolicyError: the policy is of another environment.
+    """
+    built = build(env, num_envs=min(num_envs, len(seeds)), history=policy.config.history)
+    try:
+        check_spec(policy.spec, built.spec, where="policy")
+        actor = PolicyActor(policy, NoiseSource(rule=NoiseRule.seeded, seed=0, shape=policy.noise_shape))
+        return [record.success_once for record in rollout(built, actor, seeds)]
+    finally:
+        built.close()
+
+
+def origin(command: str, *, seeds: str) -> dict[str, str]:
+    """Where figures are from, as `robot-rl results` wants it."""
+    machine = f"{cpu_model()}, {os.cpu_count()} cores, GPU: {', '.join(gpu_names() or []) or 'none'}"
+    return {"command": command, "seeds": seeds, "date": date.today().isoformat(), "machine": machine}
