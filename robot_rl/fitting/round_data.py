@@ -84,24 +84,7 @@ def load_round(
     """
     config = policy.config
     keys = list(dict.fromkeys(["proprio", *config.observation_keys]))
-    parts, hashes = [], []
-    for path in stores:
-        with EpisodeStore.open(path, mode="r") as store:
-            if store.spec.to_json() != policy.spec.to_json():
-                raise DataError(
-                    path, expected=f"episodes of the policy's environment ({policy.spec.env_id}), same spec",
-                    got=f"those of {store.spec.env_id} with another spec", hint="Collect with the policy's environment.",
-                )  # fmt: skip
-            parts.append(StepArrays.from_store(store, keys))
-            hashes.append(store.content_hash())
-    arrays = StepArrays.concatenate(parts)
-    if only_success_rewarded and not np.isin(arrays.reward, (0.0, 1.0)).all():
-        # Dense rewards of one store beside relabelled ones of another make nonsense of every advantage (P22).
-        raise DataError(
-            ", ".join(stores), expected="rewards of 0 and 1 in every store (only_success_rewarded=true)",
-            got=f"rewards from {arrays.reward.min():.3g} to {arrays.reward.max():.3g}",
-            hint="Relabel the data, or set only_success_rewarded=false when all stores have the same dense reward.",
-        )  # fmt: skip
+    arrays, hashes = _read(stores, policy, keys, only_success_rewarded=only_success_rewarded)
     number = len(arrays.lengths)
     if number < FEWEST_EPISODES:
         raise DataError(
@@ -128,6 +111,31 @@ def load_round(
         judge_validation=judge_validation, content_hashes=tuple(hashes), bounds=bounds,
         horizon=-(-limit // config.execute),
     )  # fmt: skip
+
+
+def _read(
+    stores: Sequence[str], policy: Any, keys: Sequence[str], *, only_success_rewarded: bool
+) -> tuple[StepArrays, list[str]]:
+    """All episodes of the stores, and the stores' content hashes."""
+    parts, hashes = [], []
+    for path in stores:
+        with EpisodeStore.open(path, mode="r") as store:
+            if store.spec.to_json() != policy.spec.to_json():
+                raise DataError(
+                    path, expected=f"episodes of the policy's environment ({policy.spec.env_id}), same spec",
+                    got=f"those of {store.spec.env_id} with another spec", hint="Collect with the policy's environment.",
+                )  # fmt: skip
+            parts.append(StepArrays.from_store(store, keys))
+            hashes.append(store.content_hash())
+    arrays = StepArrays.concatenate(parts)
+    if only_success_rewarded and not np.isin(arrays.reward, (0.0, 1.0)).all():
+        # Dense rewards of one store beside relabelled ones of another make nonsense of every advantage (P22).
+        raise DataError(
+            ", ".join(stores), expected="rewards of 0 and 1 in every store (only_success_rewarded=true)",
+            got=f"rewards from {arrays.reward.min():.3g} to {arrays.reward.max():.3g}",
+            hint="Relabel the data, or set only_success_rewarded=false when all stores have the same dense reward.",
+        )  # fmt: skip
+    return arrays, hashes
 
 
 def fit_round(
