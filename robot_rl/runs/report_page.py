@@ -14,6 +14,7 @@ from robot_rl.algorithms.statistics import Proportion
 from robot_rl.runs import report_plots
 from robot_rl.runs.report import RunFacts, number, parents
 from robot_rl.runs.report_data import DatasetFacts, try_dataset
+from robot_rl.runs.report_offline import offline_html, read_offline
 from robot_rl.runs.report_text import ResultRow, result_rows, sentence
 
 _STYLE = """
@@ -34,7 +35,8 @@ ul.notes{background:var(--warnpaper);border-left:3px solid var(--warn);margin:10
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
 th{text-align:left;font-weight:600;color:var(--soft);font-size:13px}th,td{padding:5px 12px 5px 0;vertical-align:middle;
 border-bottom:1px solid var(--line)}td.n,th.n{text-align:right}td.n{white-space:nowrap}
-.wide th,.wide td.n{overflow-wrap:normal}.wide td:first-child{min-width:150px}table.facts th{width:190px;vertical-align:top}
+.wide th,.wide td.n{overflow-wrap:normal}.wide td:first-child{min-width:150px}
+.offline td,.offline th{white-space:nowrap}.offline{margin:6px 0 10px}table.facts th{width:190px;vertical-align:top}
 svg{max-width:100%;height:auto;display:block}figure{margin:10px 0}figcaption{color:var(--soft);font-size:13px}
 img{max-width:100%;width:100%;border-radius:4px;display:block}
 details{background:var(--card);border:1px solid var(--line);border-radius:6px;margin:8px 0;padding:0 12px}
@@ -49,11 +51,13 @@ def report_html(facts: RunFacts) -> str:
     title = f"{facts.stage} {facts.task}"
     dataset, why_not = try_dataset(facts.dataset)
     used = _datasets_differ(facts, dataset)
+    offline = read_offline(facts)
     body = [
         _heading(facts, title),
         f'<p class="lead">{escape(sentence(facts))}</p>',
-        _notes([*facts.notes, *used, *_part_notes(facts)]),
+        _notes([*facts.notes, *offline.notes, *used, *_part_notes(facts)]),
         _results(facts),
+        offline_html(offline),
         _curves(facts),
         _latency(facts),
         _episodes(facts),

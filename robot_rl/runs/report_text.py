@@ -8,6 +8,7 @@ from pathlib import Path
 
 from robot_rl.algorithms.statistics import Proportion, proportion
 from robot_rl.runs.report import KILLED, RunFacts, counted, number
+from robot_rl.runs.report_offline import gate_sentence
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def sentence(facts: RunFacts) -> str:
         "imitate": _imitate,
         "distill_onestep": _distil,
         "export": _export,
+        "offline": _offline,
     }
     return known.get(facts.kind, _any_stage)(facts) or _any_stage(facts)
 
@@ -64,6 +66,8 @@ def _unfinished(facts: RunFacts) -> str:
         text += f", in {open_parts[-1]}" if open_parts else ""
     elif facts.metrics:
         text += f" at step {facts.metrics[-1]['step']}"
+    gate = gate_sentence(facts)
+    text += f"; {gate[0].lower()}{gate[1:]} so far" if gate else ""
     rows = result_rows(facts)
     return text + (f"; {rows[-1].label} had success in {with_interval(rows[-1].success)}." if rows else ".")
 
@@ -121,6 +125,11 @@ def _export(facts: RunFacts) -> str:
     return text + (
         f" and decides in {p50:.3g} ms (p50; p99 {p99:.3g} ms)." if p50 is not None and p99 is not None else "."
     )
+
+
+def _offline(facts: RunFacts) -> str:
+    gate = gate_sentence(facts)
+    return f"{gate}." if gate else ""
 
 
 def _any_stage(facts: RunFacts) -> str:
