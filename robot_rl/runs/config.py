@@ -151,7 +151,21 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
             f"{where}.{missing[0]}", expected="a value", got="none", hint=f"Set {missing[0]}=...; it has no default."
         )
     hints = get_type_hints(kind)
-    return kind(**{str(key): _convert(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+    filled = {str(key): _over_default(names[key], hints[key], item) for key, item in value.items()}
+    return kind(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in filled.items()})
+
+
+def _over_default(field: Any, kind: Any, value: Any) -> Any:
+    """A mapping for a nested dataclass, over the field's own default: that may differ from the defaults of its class."""
+    if not is_dataclass(kind) or not isinstance(value, Mapping) or field.default_factory is MISSING:
+        return value
+    default = config_to_json(field.default_factory())
+    return _merged(default, value) if isinstance(default, Mapping) else value
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(under[k], v) for k, v in over.items() if isinstance(v, Mapping) and isinstance(under.get(k), Mapping)}
+    return {**under, **over, **both}
 
 
 def _open(value: Any, where: str) -> Any:

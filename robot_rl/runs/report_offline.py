@@ -119,7 +119,7 @@ def _decisions(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
 
 
 def _overview(decisions: Sequence[Mapping[str, Any]]) -> str:
-    head = ["#", "round", "method", "outcome", *(f"{label}, gain [95 %]" for label in JUDGES.values())]
+    head = ["#", "round", "method", "outcome", *(f"{label}, gain" for label in JUDGES.values())]
     lines = []
     for decision in decisions:
         cells = [_text(decision.get("proposal")), _text(decision.get("round")), _text(decision.get("method"))]
@@ -189,7 +189,7 @@ def _kl_steps(decision: Mapping[str, Any]) -> str:
         mark = '<br><span class="state bad" style="margin:0">dominates</span>' if step in dominating else ""
         cells.append(f"<td>{bar}<br>{_figure(float(value))}{mark}</td>")
     head = ["KL, nats", *(f"step {step}{' (noisiest)' if step == 0 else ''}" for step in range(len(values)))]
-    return _table(head, [f"<td>of {_figure(sum(values))} in all</td>{''.join(cells)}"])
+    return _table(head, [f"<td>{_figure(sum(values))} in all</td>{''.join(cells)}"], kind="steps")
 
 
 def _fits(name: str, fits: Mapping[str, Any]) -> str:
@@ -246,9 +246,9 @@ def _part(document: Any, *keys: str) -> Mapping[str, Any]:
     return document if isinstance(document, Mapping) else {}
 
 
-def _table(head: Iterable[str], lines: Iterable[str]) -> str:
+def _table(head: Iterable[str], lines: Iterable[str], kind: str = "") -> str:
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    body = "".join(f'<tr class="{kind}">{line}</tr>' if kind else f"<tr>{line}</tr>" for line in lines)
     return f'<div class="wide offline"><table><tr>{titles}</tr>{body}</table></div>'
 
 

@@ -36,7 +36,8 @@ ul.notes{background:var(--warnpaper);border-left:3px solid var(--warn);margin:10
 th{text-align:left;font-weight:600;color:var(--soft);font-size:13px}th,td{padding:5px 12px 5px 0;vertical-align:middle;
 border-bottom:1px solid var(--line)}td.n,th.n{text-align:right}td.n{white-space:nowrap}
 .wide th,.wide td.n{overflow-wrap:normal}.wide td:first-child{min-width:150px}
-.offline td,.offline th{white-space:nowrap}.offline{margin:6px 0 10px}table.facts th{width:190px;vertical-align:top}
+.offline td,.offline th{white-space:nowrap}.offline{margin:6px 0 10px}.wide.offline td:first-child{min-width:0}
+.offline tr.steps td{vertical-align:top}table.facts th{width:190px;vertical-align:top}
 svg{max-width:100%;height:auto;display:block}figure{margin:10px 0}figcaption{color:var(--soft);font-size:13px}
 img{max-width:100%;width:100%;border-radius:4px;display:block}
 details{background:var(--card);border:1px solid var(--line);border-radius:6px;margin:8px 0;padding:0 12px}

@@ -144,6 +144,21 @@ def test_two_rounds_with_collection(place: Path) -> None:
     assert len(fits["content_hashes"]) == 3
 
 
+def test_one_field_of_a_nested_configuration_keeps_the_stage_s_other_defaults() -> None:
+    from robot_rl.runs.config import load_config
+    from robot_rl.stages.offline import OfflineConfig
+
+    plain = load_config(OfflineConfig, [], name="offline")
+    words = ["gate.rule=margin", "imitation.train.num_steps=600"]
+    changed = load_config(OfflineConfig, words, name="offline")
+    assert changed.gate.deciding == plain.gate.deciding == ("fqe",)
+    assert (changed.gate.rule.value, plain.gate.rule.value) == ("margin", "lower_bound")
+    assert changed.imitation.train.num_steps == 600
+    assert changed.imitation.train.learning_rate == plain.imitation.train.learning_rate == 3e-4
+    assert changed.imitation.train.threads == 1
+    assert load_config(OfflineConfig, ["gate.deciding=[]"], name="offline").gate.deciding == ()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
