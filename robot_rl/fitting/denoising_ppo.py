@@ -27,6 +27,7 @@ from robot_rl.algorithms.ppo import (
 )
 from robot_rl.arrays import Array, Float, Float32, Int64
 from robot_rl.errors import ConfigError, RunError
+from robot_rl.types import Observation
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +102,20 @@ class Decisions:
         feature: float32 (B, F).
         latents: float32 (B, K+1, Tp, A), the stored chains, unclipped.
         advantage: float32 (B,), scaled.
+        observation: of the decisions, where the encoder learns too; else None.
     """
 
     feature: Float32[Array, "B F"]
     latents: Float32[Array, "B K1 Tp A"]
     advantage: Float32[Array, " B"]
+    observation: Observation | None = None
+
+    def condition(self, policy: Any, rows: Int64[Array, " R"]) -> Float32[Array, "R F"]:
+        """Condition vectors of some rows: as sampled, or encoded anew with gradient where the encoder learns."""
+        if self.observation is None:
+            return self.feature[rows]
+        encoded: torch.Tensor = policy.encode(self.observation.map(lambda x: x[rows]))
+        return encoded
 
 
 def executed_action(policy: Any, final: Float32[Array, "B Tp A"]) -> Float32[Array, "B D"]:
@@ -212,7 +222,9 @@ def ppo_iteration(
     batches = torch.split(order, config.batch_size)
     with torch.no_grad():
         old = [
-            chain_log_prob(policy, decisions.latents[rows], decisions.feature[rows], reduction=config.reduction)
+            chain_log_prob(
+                policy, decisions.latents[rows], decisions.condition(policy, rows), reduction=config.reduction
+            )
             for rows in batches
         ]
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -247,7 +259,7 @@ def _new_log_prob(
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, int]:
     """log-probabilities under the weights that learn, and what a step counts: K where only one of K was drawn."""
-    latents, feature = decisions.latents[rows], decisions.feature[rows]
+    latents, feature = decisions.latents[rows], decisions.condition(policy, rows)
     if config.steps is StepSampling.all:
         return chain_log_prob(policy, latents, feature, reduction=config.reduction), 1
     number = old.shape[1]

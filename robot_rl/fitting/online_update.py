@@ -1,0 +1,170 @@
+"""One iteration of online PPO on a batch of whole episodes: V, advantages, ratio loss, imitation of the human's actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from robot_rl.algorithms.ppo import AdvantageRule, scale_advantage, value_loss
+from robot_rl.arrays import Array, Float32
+from robot_rl.errors import RunError
+from robot_rl.fitting.denoising_ppo import Decisions, PpoConfig, ppo_iteration
+from robot_rl.fitting.on_policy import OnPolicyBatch, advantages
+
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class OnlinePpoConfig(PpoConfig):
+    """PPO with GAE; what differs from the offline stage is the default.
+
+    `num_states`, `group` and `baseline` mean nothing here: the decisions are those that were played. Advantages are
+    scaled over the whole batch of an iteration, as in RL-100's code (P12). `anchor` weighs the denoising loss on the
+    human's actions and on demonstrations, where there are any.
+    """
+
+    epochs: int = 5
+    batch_size: int = 512
+    learning_rate: float = 3e-5
+    kl_stop: float = 1.0
+    advantage: AdvantageRule = AdvantageRule.centre
+    anchor: float = 1.0
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """How V follows the returns.
+
+    Attributes:
+        epochs: passes over the batch of an iteration.
+        batch_size: decisions a gradient step.
+        learning_rate: of Adam.
+        clip: half width of PPO's value clip, in units of return; null: none (P21).
+    """
+
+    epochs: int = 10
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    clip: float | None = None
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """What one iteration does with a batch.
+
+    Attributes:
+        gamma: discount per env step.
+        trace: lambda of GAE, per decision.
+        ppo: of the policy.
+        value: of V.
+        train_encoder: encode the observations anew, with gradient.
+    """
+
+    gamma: float
+    trace: float
+    ppo: OnlinePpoConfig
+    value: ValueConfig
+    train_encoder: bool = False
+
+
+@dataclass
+class Learner:
+    """What learns online, and all state of it that the next iteration depends on.
+
+    Attributes:
+        policy: a DenoisingPolicy in mode eta1.
+        critic: its V is used.
+        optimizer, value_optimizer: of policy and V.
+        generator: of the order of the batches.
+    """
+
+    policy: Any
+    critic: Any
+    optimizer: torch.optim.Optimizer
+    value_optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+
+
+@torch.no_grad()
+def values_of(critic: Any, feature: Float32[Array, "B F"]) -> Float32[Array, " B"]:
+    """V of every row."""
+    return torch.cat([critic.value(rows) for rows in torch.split(feature, ROWS_AT_ONCE)])
+
+
+def fit_value(
+    critic: Any,
+    feature: Float32[Array, "B F"],
+    returns: Float32[Array, " B"],
+    optimizer: torch.optim.Optimizer,
+    *,
+    config: ValueConfig,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Fit V to returns, in place.
+
+    Returns:
+        {"value_loss" (mean of the last epoch), "explained_variance" (of the returns, before the fit)}.
+
+    Raises:
+        RunError: a loss that is no number.
+    """
+    before = values_of(critic, feature)
+    spread = float(returns.var(unbiased=False))
+    explained = 1 - float((returns - before).var(unbiased=False)) / spread if spread > 0 else 0.0
+    losses: list[float] = []
+    for _epoch in range(config.epochs):
+        order = torch.randperm(len(feature), generator=generator, device=generator.device).to(feature.device)
+        losses = []
+        for rows in torch.split(order, config.batch_size):
+            old = None if config.clip is None else before[rows]
+            loss = value_loss(critic.value(feature[rows]), returns[rows], old=old, clip=config.clip or 0.0)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    mean = sum(losses) / max(len(losses), 1)
+    if not mean < float("inf"):
+        raise RunError("value", expected="a finite loss", got=str(mean), hint="Lower value.learning_rate.")
+    return {"value_loss": mean, "explained_variance": explained}
+
+
+def improve(
+    learner: Learner,
+    batch: OnPolicyBatch,
+    *,
+    config: UpdateConfig,
+    move_policy: bool = True,
+    anchor: Callable[[Any, torch.Generator], torch.Tensor] | None = None,
+) -> dict[str, Any]:
+    """Advantages with V as it was, then V, then the policy; both are changed in place.
+
+    Args:
+        learner: whose policy played the batch.
+        batch: whole episodes.
+        config: of the update.
+        move_policy: False while the critic warms up.
+        anchor: see `ppo_iteration`.
+
+    Returns:
+        Numbers of `ppo_iteration` and `fit_value`, and "advantage_std".
+    """
+    policy, critic = learner.policy, learner.critic
+    now, behind = values_of(critic, batch.feature), values_of(critic, batch.next_feature)
+    advantage, returns = advantages(batch, now, behind, gamma=config.gamma, trace=config.trace)
+    numbers: dict[str, Any] = fit_value(
+        critic, batch.feature, returns, learner.value_optimizer, config=config.value, generator=learner.generator
+    )
+    chosen = ~batch.human
+    numbers |= {"advantage_std": float(advantage[chosen].std(unbiased=False)) if bool(chosen.any()) else 0.0}
+    if not move_policy or not bool(chosen.any()):
+        return numbers
+    decisions = Decisions(
+        batch.feature[chosen], batch.latents[chosen], scale_advantage(advantage[chosen], rule=config.ppo.advantage),
+        observation=batch.observation.map(lambda x: x[chosen]) if config.train_encoder else None,
+    )  # fmt: skip
+    return numbers | ppo_iteration(
+        policy, decisions, learner.optimizer, config=config.ppo, generator=learner.generator, anchor=anchor
+    )
