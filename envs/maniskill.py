@@ -19,12 +19,15 @@ from enum import Enum
 from importlib.metadata import version
 from typing import Any
 
+from robot_rl.algorithms.disturbance import Push, Shift
 from robot_rl.errors import EnvError, closest
 
 from .headless import RenderingChoice, prepare_rendering
 from .history import HistoryEnv, StepEnv
+from .maniskill_bodies import check_shift, kick_of, shift_starts
 from .maniskill_fast import check_supported, install
 from .maniskill_sim import CpuEnvs, GpuEnvs
+from .perturbations import pushed
 
 _OBS_MODES = ("state", "state_dict", "rgb", "pointcloud")
 
@@ -60,6 +63,8 @@ class ManiSkillConfig:
         image_size: rows and columns of every camera, pixels.
         vulkan_icd: path of the Vulkan driver's json to render with; None looks for one (headless.py).
         fast_cpu: twice as fast on CPU physics for the tasks that maniskill_fast.py lists; equal up to rounding.
+        push: a push in every episode, of an object of maniskill_bodies.py or of the action; None for none.
+        shift: starts moved away from the task's own, for the tasks of maniskill_bodies.py; None for the task's own.
     """
 
     task: str
@@ -72,13 +77,16 @@ class ManiSkillConfig:
     image_size: int = 128
     vulkan_icd: str | None = None
     fast_cpu: bool = False
+    push: Push | None = None
+    shift: Shift | None = None
 
 
 def make_env(config: ManiSkillConfig, *, num_envs: int, history: int) -> HistoryEnv:
     """Build `num_envs` envs of one task with `history` frames per observation.
 
     Raises:
-        EnvError: unknown task, observation or control mode, missing assets, no renderer, no time limit.
+        EnvError: unknown task, observation or control mode, missing assets, no renderer, no time limit, or a push or
+            shift that this task can't have.
     """
     if config.obs_mode not in _OBS_MODES:
         raise EnvError(
@@ -91,6 +99,9 @@ def make_env(config: ManiSkillConfig, *, num_envs: int, history: int) -> History
         raise EnvError("num_envs", expected="1 or more", got=str(num_envs), hint="Correct the configuration.")
     if config.fast_cpu:
         check_supported(task=config.task, control_mode=config.control_mode, sim_backend=config.sim_backend.value)
+    kind = {"task": config.task, "sim_backend": config.sim_backend.value}
+    if config.shift is not None:
+        check_shift(config.shift, **kind)
     rendering = prepare_rendering(config.obs_mode, vulkan_icd=config.vulkan_icd)
     registered = _registered(config.task)
     limit = config.max_episode_steps or registered.max_episode_steps
@@ -102,11 +113,14 @@ def make_env(config: ManiSkillConfig, *, num_envs: int, history: int) -> History
     sim: StepEnv
     if config.sim_backend is SimBackend.physx_cpu:
         envs = [_make_one(config, rendering, num_envs=1) for _ in range(num_envs)]
+        kick = kick_of(envs, config.push, **kind)
         sim = CpuEnvs(envs, task=config.task, max_episode_steps=limit, facts=facts)
     else:
+        kick = kick_of([], config.push, **kind)
         sim = GpuEnvs(
             _make_one(config, rendering, num_envs=num_envs), task=config.task, max_episode_steps=limit, facts=facts
         )
+    sim = pushed(sim, config.push, kick=kick)
     return HistoryEnv(sim, history=history, terminate_on_success=config.terminate_on_success)
 
 
@@ -171,6 +185,8 @@ def _make_one(config: ManiSkillConfig, rendering: RenderingChoice, *, num_envs: 
             ) from error
     if config.fast_cpu:
         install(env)
+    if config.shift is not None:
+        shift_starts(env, config.shift, task=config.task, sim_backend=config.sim_backend.value)
     return env
 
 
@@ -211,7 +227,8 @@ def _quieten() -> None:
 
 
 def _protocol(config: ManiSkillConfig, rendering: RenderingChoice) -> dict[str, Any]:
-    return {
+    shift = {} if config.shift is None else {"shift": config.shift.to_json()}
+    return shift | {
         "task": config.task,
         "obs_mode": config.obs_mode,
         "control_mode": config.control_mode,

@@ -13,15 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from robot_rl.algorithms.disturbance import Push, Shift
 from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.errors import EnvError, closest
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 from robot_rl.types import ActionChunk, Observation
 
 from .history import Frame, HistoryEnv
+from .perturbations import pushed
 
 _STEP_M = 0.1
 _SUCCESS_M = 0.05
 _OBSTACLE_M = 0.2
+_START_M = 0.9  # starts are drawn from this square about the origin
+_BODIES = {"point": slice(0, 2), "goal": slice(2, 4)}
 
 
 class PointReward(str, Enum):
@@ -40,19 +45,26 @@ class PointReachConfig:
         reward_mode: see PointReward.
         terminate_on_success: whether success ends an episode.
         max_episode_steps: time limit.
+        push: an offset on the action in every episode (nothing here has a mass), or None.
+        shift: starts of "point" and "goal" moved, inside the square all the same, or None.
     """
 
     has_obstacle: bool = False
     reward_mode: PointReward = PointReward.sparse
     terminate_on_success: bool = True
     max_episode_steps: int = 30
+    push: Push | None = None
+    shift: Shift | None = None
 
 
 def make_env(config: PointReachConfig, *, num_envs: int, history: int) -> HistoryEnv:
-    """Build `num_envs` PointReach envs with `history` frames per observation."""
-    return HistoryEnv(
-        PointReach(config, num_envs=num_envs), history=history, terminate_on_success=config.terminate_on_success
-    )
+    """Build `num_envs` PointReach envs with `history` frames per observation.
+
+    Raises:
+        EnvError, ConfigError: a push of a body, or a shift that leaves the square.
+    """
+    sim = pushed(PointReach(config, num_envs=num_envs), config.push)
+    return HistoryEnv(sim, history=history, terminate_on_success=config.terminate_on_success)
 
 
 class PointReach:
@@ -69,11 +81,18 @@ class PointReach:
         self.device = torch.device("cpu")
         self.spec = _spec(config)
         self._state = torch.zeros(num_envs, 4)
+        if config.shift is not None:
+            _check_shift(config.shift)
 
     def reset_envs(self, mask: Bool[Array, " N"], seeds: Int64[Array, " N"]) -> Frame:
         """Start episodes: point and goal at least 0.3 m apart, outside 0.3 m of the origin, from the seed alone."""
         for row in np.flatnonzero(mask):
             self._state[row] = _start_state(int(seeds[row]))
+        if self.config.shift is not None:
+            started = torch.from_numpy(mask.copy())
+            for part in [_BODIES[name] for name in self.config.shift.bodies or _BODIES]:
+                moved = self.config.shift.moved(self._state[started, part], centre=torch.zeros(2))
+                self._state[started, part] = moved
         return self._frame()
 
     def step_envs(self, action: Float32[Array, "N A"], active: Bool[Array, " N"]) -> Frame:
@@ -85,7 +104,8 @@ class PointReach:
 
     def protocol(self) -> dict[str, Any]:
         """JSON block for reports."""
-        return {
+        shift = {} if self.config.shift is None else {"shift": self.config.shift.to_json()}
+        return shift | {
             "task": self.spec.env_id,
             "reward_mode": self.config.reward_mode.value,
             "has_obstacle": self.config.has_obstacle,
@@ -110,10 +130,25 @@ class PointReach:
 def _start_state(seed: int) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     while True:
-        state = rng.uniform(-0.9, 0.9, size=4).astype(np.float32)
+        state = rng.uniform(-_START_M, _START_M, size=4).astype(np.float32)
         point, goal = state[:2], state[2:]
         if np.linalg.norm(point - goal) > 0.3 and min(np.linalg.norm(point), np.linalg.norm(goal)) > 0.3:
             return torch.from_numpy(state)
+
+
+def _check_shift(shift: Shift) -> None:
+    shift.validate()
+    for name in shift.bodies:
+        if name not in _BODIES:
+            raise EnvError(
+                "shift.bodies", expected="objects of PointReach", got=repr(name), hint=closest(name, _BODIES)
+            )
+    reach = _START_M * shift.scale + max(map(abs, shift.xy_m))
+    if reach > 1:
+        raise EnvError(
+            "shift of PointReach", expected="starts inside the square of 1 m", got=f"starts up to {reach:g} m",
+            hint=f"Starts lie within {_START_M} m of the origin: take a smaller shift or scale.",
+        )  # fmt: skip
 
 
 def _spec(config: PointReachConfig) -> EnvSpec:

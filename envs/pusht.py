@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from robot_rl.algorithms.disturbance import Push
 from robot_rl.errors import EnvError
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 
 from .gymnasium import GymnasiumConfig, GymnasiumEnvs, make_one, spec_of
 from .history import HistoryEnv
+from .perturbations import pushed
 
 ENV_ID = "gym_pusht/PushT-v0"
 STATE_SIZE = 18
@@ -31,12 +33,14 @@ class PushTConfig:
         image_size: rows and columns, pixels.
         terminate_on_success: must be true: gym-pusht ends an episode at success itself.
         max_episode_steps: time limit (gym-pusht's own: 300 steps, 30 s).
+        push: an offset, px, on the pusher's target in every episode, or None.
     """
 
     images: bool = False
     image_size: int = 96
     terminate_on_success: bool = True
     max_episode_steps: int = 300
+    push: Push | None = None
 
 
 def make_env(config: PushTConfig, *, num_envs: int, history: int) -> HistoryEnv:
@@ -67,7 +71,7 @@ def make_env(config: PushTConfig, *, num_envs: int, history: int) -> HistoryEnv:
         envs = [_with_pixels(env) for env in envs]
     spec = _with_meaning(spec_of(envs[0], plain, max_episode_steps=config.max_episode_steps))
     sim = GymnasiumEnvs(envs, spec, plain, packages=("gym-pusht", "pymunk"))
-    return HistoryEnv(sim, history=history, terminate_on_success=config.terminate_on_success)
+    return HistoryEnv(pushed(sim, config.push), history=history, terminate_on_success=config.terminate_on_success)
 
 
 def _require_package() -> None:

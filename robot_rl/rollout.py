@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ class EpisodeRecord:
         action_jerk_rms: the same of the second difference.
         gripper_flips: sign changes of the gripper command.
         initial_state: hash of the first frame, to see that starts differ.
+        wall_s: seconds from the end of the env's episode before (or the call) to the end of this one. All together they
+            are the time of play, resets and waiting. None unless the protocol says `real_time` (a real robot).
     """
 
     seed: int
@@ -101,6 +104,7 @@ class EpisodeRecord:
     action_jerk_rms: float
     gripper_flips: int
     initial_state: str
+    wall_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict of JSON types."""
@@ -134,7 +138,7 @@ class _Track:
             for key, frames in self.frames.items():
                 frames.extend(arrays[key][row, :count].copy())
 
-    def record(self, spec: EnvSpec, *, terminated: bool, truncated: bool) -> EpisodeRecord:
+    def record(self, spec: EnvSpec, *, terminated: bool, truncated: bool, wall_s: float | None = None) -> EpisodeRecord:
         """Statistics of the finished episode."""
         actions = np.stack(self.actions)
         grippers = gripper_elements(spec)
@@ -154,6 +158,7 @@ class _Track:
             action_jerk_rms=_rms(np.diff(arm, n=2, axis=0)),
             gripper_flips=flips,
             initial_state=self.initial_state,
+            wall_s=wall_s,
         )
 
     def episode(self, spec: EnvSpec, source: Source, *, terminated: bool, truncated: bool) -> Episode:
@@ -202,6 +207,8 @@ def rollout(
     wanted = list(seeds)
     if not wanted:
         return []
+    is_real = bool(env.protocol().get("real_time", False))
+    ended_s = [time.monotonic()] * env.num_envs
     observation = env.reset(iter(wanted))
     tracks = _start_tracks(env, observation, np.ones(env.num_envs, dtype=bool), [None] * env.num_envs)
     new_episode = np.ones(env.num_envs, dtype=bool)
@@ -221,7 +228,9 @@ def rollout(
             track.add(row, played, arrays, count=int(arrays["executed"][row]), keep=source is not None)
             if done[row]:
                 ends = {"terminated": bool(arrays["terminated"][row]), "truncated": bool(arrays["truncated"][row])}
-                finished = track.record(env.spec, **ends)
+                now_s = time.monotonic()
+                finished = track.record(env.spec, **ends, wall_s=now_s - ended_s[row] if is_real else None)
+                ended_s[row] = now_s
                 waiting[track.seed] = finished, None if source is None else track.episode(env.spec, source, **ends)
         while len(records) < len(wanted) and wanted[len(records)] in waiting:
             record, episode = waiting.pop(wanted[len(records)])

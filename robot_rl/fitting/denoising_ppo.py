@@ -304,11 +304,21 @@ def decision_kl(
 
     Both in mode eta1 with one sampler. Mean over the B decisions, nats.
     """
-    latents = sample_latents(incumbent, feature, generator)
+    return chain_kl(candidate, incumbent, sample_latents(incumbent, feature, generator), (feature, feature))
+
+
+@torch.no_grad()
+def chain_kl(
+    candidate: Any,
+    incumbent: Any,
+    latents: Float32[Array, "B K1 Tp A"],
+    conditions: tuple[Float32[Array, "B F"], Float32[Array, "B F"]],
+) -> Float32[Array, " K"]:
+    """`decision_kl` along given chains of the incumbent; condition vectors for candidate and incumbent."""
     out = []
     for step in range(incumbent.sampler.num_steps):
-        mean, std = incumbent.reverse_step(latents[:, step], step, feature)
-        moved, _ = candidate.reverse_step(latents[:, step], step, feature)
+        mean, std = incumbent.reverse_step(latents[:, step], step, conditions[1])
+        moved, _ = candidate.reverse_step(latents[:, step], step, conditions[0])
         gap = (moved - mean)[:, : incumbent.config.execute]
         out.append((gap.square().sum((1, 2)) / (2 * std**2)).mean())
     return torch.stack(out)

@@ -15,8 +15,6 @@ from robot_rl.fitting.student import JointStudent
 from robot_rl.rollout import EpisodeRecord
 from robot_rl.runs.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 
-SHRINK = 0.5
-
 
 @dataclass
 class OnlineState:
@@ -63,10 +61,8 @@ class OnlineState:
         """Restore the best weights with a fresh optimiser at half the learning rate: its moments led downhill."""
         assert self.best is not None
         self.learner.policy.load_state_dict(self.best)
-        optimizer = self.learner.optimizer
-        optimizer.state.clear()
-        for group in optimizer.param_groups:
-            group["lr"] *= SHRINK
+        self.learner.optimizer.state.clear()
+        self.learner.shrink()
         self.roll_backs += 1
 
     def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:

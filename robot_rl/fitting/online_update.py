@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from robot_rl.algorithms.ppo import AdvantageRule, scale_advantage, value_loss
 from robot_rl.arrays import Array, Float32
 from robot_rl.errors import RunError
-from robot_rl.fitting.denoising_ppo import Decisions, PpoConfig, ppo_iteration
+from robot_rl.fitting.denoising_ppo import Decisions, PpoConfig, chain_kl, ppo_iteration
 from robot_rl.fitting.on_policy import OnPolicyBatch, advantages
 
 ROWS_AT_ONCE = 8192
+SHRINK = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class UpdateConfig:
         trace: lambda of GAE, per decision.
         ppo: of the policy.
         value: of V.
+        max_kl: nats a decision; an update that ends beyond it is undone, and the learning rate halved. `ppo.kl_stop` stops
+            between minibatches and can't see what the last one did.
         train_encoder: encode the observations anew, with gradient.
     """
 
@@ -67,6 +71,7 @@ class UpdateConfig:
     trace: float
     ppo: OnlinePpoConfig
     value: ValueConfig
+    max_kl: float = 2.0
     train_encoder: bool = False
 
 
@@ -86,6 +91,11 @@ class Learner:
     optimizer: torch.optim.Optimizer
     value_optimizer: torch.optim.Optimizer
     generator: torch.Generator
+
+    def shrink(self) -> None:
+        """Halve the policy's learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] *= SHRINK
 
 
 @torch.no_grad()
@@ -149,7 +159,7 @@ def improve(
         anchor: see `ppo_iteration`.
 
     Returns:
-        Numbers of `ppo_iteration` and `fit_value`, and "advantage_std".
+        Numbers of `ppo_iteration` and `fit_value`, "advantage_std", "kl_after" and "undone".
     """
     policy, critic = learner.policy, learner.critic
     now, behind = values_of(critic, batch.feature), values_of(critic, batch.next_feature)
@@ -165,6 +175,27 @@ def improve(
         batch.feature[chosen], batch.latents[chosen], scale_advantage(advantage[chosen], rule=config.ppo.advantage),
         observation=batch.observation.map(lambda x: x[chosen]) if config.train_encoder else None,
     )  # fmt: skip
-    return numbers | ppo_iteration(
+    before, optimizer_before = copy.deepcopy(policy.state_dict()), copy.deepcopy(learner.optimizer.state_dict())
+    numbers |= ppo_iteration(
         policy, decisions, learner.optimizer, config=config.ppo, generator=learner.generator, anchor=anchor
     )
+    numbers["kl_after"] = kl_after(policy, before, decisions)
+    numbers["undone"] = not numbers["kl_after"] <= config.max_kl
+    if numbers["undone"]:
+        policy.load_state_dict(before)
+        learner.optimizer.load_state_dict(optimizer_before)
+        learner.shrink()
+    return numbers
+
+
+@torch.no_grad()
+def kl_after(policy: Any, before: Mapping[str, torch.Tensor], decisions: Decisions) -> float:
+    """KL(old || new) of a decision along the chains that the weights `before` drew, exact; nats, mean over the batch."""
+    old = copy.deepcopy(policy)
+    old.load_state_dict(before)
+    rows = torch.arange(len(decisions.feature), device=decisions.feature.device)
+    total = 0.0
+    for part in torch.split(rows, ROWS_AT_ONCE):
+        conditions = decisions.condition(policy, part), decisions.condition(old, part)
+        total += float(chain_kl(policy, old, decisions.latents[part], conditions).sum()) * len(part)
+    return total / max(len(rows), 1)

@@ -91,9 +91,19 @@ def _collect(facts: RunFacts) -> str:
 
 def _evaluate(facts: RunFacts) -> str:
     success = counted(facts.summary)
-    return (
-        "" if success is None else f"{policy_name(facts)} had success in {with_interval(success, 'held-out episodes')}."
-    )
+    if success is None:
+        return ""
+    protocol = facts.summary.get("protocol")
+    changes = [name for name in ("push", "shift") if isinstance(protocol, Mapping) and protocol.get(name)]
+    changed = f"under a {' and a '.join(changes)} " if changes else ""
+    text = f"{policy_name(facts)} had success {changed}in {with_interval(success, 'held-out episodes')}"
+    length = number(facts.summary, "longest_run", "length")
+    hourly = number(facts.summary, "successes_an_hour", "robot_time")
+    reset_s = number(facts.summary, "successes_an_hour", "reset_s")
+    if length is not None and hourly is not None and reset_s is not None:
+        text += f", at most {length:.0f} in a row by the order of the seeds, {hourly:.0f} an hour of robot time"
+        text += f" with {reset_s:g} s a reset"
+    return f"{text}."
 
 
 def _imitate(facts: RunFacts) -> str:

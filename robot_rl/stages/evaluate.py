@@ -5,6 +5,8 @@ Outputs: episodes.jsonl (one line an episode) and summary.json in the run direct
 Each seed is played exactly once, whatever `num_envs` is, and the noise of a decision depends only on (noise seed,
 episode seed, decision): the table is the same for 1 env and for 16, and for torch and ONNX up to their parity. A run
 that was killed continues with the seeds that are missing.
+Beside success there are RL-100's other measures (arXiv 2510.14830): successes an hour, the longest run of successes in
+the order of the seeds, and success under pushes and from shifted starts, both part of the protocol.
 
 Metrics (metrics.jsonl, step = episodes played):
     eval/success_once        share of the episodes so far
@@ -15,18 +17,22 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.algorithms.disturbance import Push, Shift
+from robot_rl.algorithms.statistics import proportion
+from robot_rl.algorithms.throughput import longest_run, successes_an_hour
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.deploy.onnx_policy import TENSORRT_PROVIDER
 from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, TensorRtPolicy, open_policy
-from robot_rl.errors import ConfigError, PolicyError
+from robot_rl.errors import ConfigError, EnvError, PolicyError
 from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
-from robot_rl.runs.config import build
+from robot_rl.runs.config import build, config_to_json, validate_component
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
@@ -57,6 +63,10 @@ class EvaluateConfig:
         engine_cache: folder of the engines that TensorRT builds, itself or as onnxruntime's provider.
         precision: fp32, or fp16 inside a TensorRT engine.
         threads: of onnxruntime or torch.
+        push: a push in every episode (algorithms/disturbance.py; body, impulse_n_s, action_offset, steps, first_step,
+            last_step, seed), in place of the env's own; null for none. Refused by an env that can't be pushed.
+        shift: starts away from those of training (xy_m, scale, bodies), likewise.
+        reset_s: seconds that a reset between two episodes takes, for successes an hour.
         seed, run_root, resume: as in every stage.
     """
 
@@ -77,6 +87,9 @@ class EvaluateConfig:
     engine_cache: str = DEFAULT_CACHE
     precision: Precision = Precision.fp32
     threads: int = 1
+    push: Push | None = None
+    shift: Shift | None = None
+    reset_s: float = 0.0
     seed: int = 0
     run_root: str = "runs"
     resume: str | None = None
@@ -87,16 +100,17 @@ CONFIG = EvaluateConfig
 
 def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
     """Play the missing seeds and write the summary."""
-    if config.num_episodes < 1 or config.num_envs < 1:
+    if config.num_episodes < 1 or config.num_envs < 1 or config.reset_s < 0:
         raise ConfigError(
-            "evaluate", expected="num_episodes and num_envs of at least 1", got=f"{config.num_episodes} and {config.num_envs}",
-            hint="Set both to a positive number.",
+            "evaluate", expected="num_episodes and num_envs of at least 1, reset_s of 0 or more",
+            got=f"{config.num_episodes}, {config.num_envs} and {config.reset_s}", hint="Correct them.",
         )  # fmt: skip
     _check_best_of(config)
+    node, push = disturbed_env(config)
     began = time.monotonic()
     policy = load_any_policy(config) if config.policy else None
     history = 1 if policy is None else policy.config.history
-    env = build(config.env, num_envs=min(config.num_envs, config.num_episodes), history=history)
+    env = build(node, num_envs=min(config.num_envs, config.num_episodes), history=history)
     actor: Actor
     if policy is None:
         actor, described = build(config.expert, spec=env.spec), {"expert": config.expert}
@@ -134,10 +148,71 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
         "policy": described,
     }
     env.close()
-    summary = summarize(sorted(records, key=lambda record: record.seed))
+    records.sort(key=lambda record: record.seed)
+    summary = summarize(records) | throughput(records, control_hz=env.spec.control_hz, reset_s=config.reset_s)
+    summary |= {} if push is None else {"push": pushed_share(records, push)}
     summary |= {"protocol": protocol, "seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary
+
+
+def disturbed_env(config: EvaluateConfig) -> tuple[dict[str, Any], Push | None]:
+    """The env component with `push` and `shift` of this evaluation in it, and the push it has then.
+
+    Raises:
+        EnvError: the environment has no such option.
+        ConfigError: a wrong component.
+    """
+    asked = {"push": config.push, "shift": config.shift}
+    node = dict(config.env)
+    known = {item.name for item in fields(validate_component(node, where="env")[1])}
+    for name, wish in asked.items():
+        if wish is not None and name not in known:
+            raise EnvError(
+                f"{name} with {node['_target_']}", expected=f"an environment that has the option `{name}`", got="none",
+                hint=f"Leave {name} out, or give your environment a field `{name}` (robot_rl/algorithms/disturbance.py).",
+            )  # fmt: skip
+        node |= {} if wish is None else {name: config_to_json(wish)}
+    push = getattr(validate_component(node, where="env")[1], "push", None)
+    return node, push if isinstance(push, Push) else None
+
+
+def throughput(records: Sequence[EpisodeRecord], *, control_hz: float, reset_s: float) -> dict[str, Any]:
+    """Successes an hour and the longest run of successes (success_once) of records in the order of their seeds.
+
+    Robot time is env steps times the control period; wall time is there where every record has it (a real robot), and
+    has the resets in it already.
+
+    Args:
+        records: at least one.
+        control_hz: actions per second.
+        reset_s: seconds of the reset of each episode.
+    """
+    wins, number = [record.success_once for record in records], len(records)
+    length, first = longest_run(wins)
+    play_s = sum(record.length for record in records) / control_hz
+    hourly: dict[str, Any] = {
+        "robot_time": successes_an_hour(sum(wins), play_s=play_s, episodes=number, reset_s=reset_s),
+        "play_s": play_s, "control_period_s": 1 / control_hz, "reset_s": reset_s,
+    }  # fmt: skip
+    wall_s = [record.wall_s for record in records if record.wall_s is not None]
+    if len(wall_s) == number:
+        total_s = sum(wall_s)
+        hourly |= {"wall_s": total_s}
+        hourly |= {"wall_time": successes_an_hour(sum(wins), play_s=total_s, episodes=number, reset_s=0.0)}
+    seeds = [record.seed for record in records[first : first + length]]
+    run = {"length": length, "order": "of the seeds", "first_seed": seeds[0] if seeds else None}
+    return {"successes_an_hour": hourly, "longest_run": run}
+
+
+def pushed_share(records: Sequence[EpisodeRecord], push: Push) -> dict[str, Any]:
+    """How many episodes lasted until their push, and success among them (an episode may be over before)."""
+    reached = [record for record in records if record.length > push.draw(record.seed)[0]]
+    won = sum(record.success_once for record in reached)
+    return {
+        "episodes_pushed": len(reached),
+        "success_once_of_pushed": proportion(won, len(reached)).to_json() if reached else None,
+    }
 
 
 def load_any_policy(config: EvaluateConfig) -> Any:

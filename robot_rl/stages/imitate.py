@@ -33,11 +33,13 @@ from robot_rl.data.normalizer import Normalizer, NormalizerMode
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler, split_by_episode
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
-from robot_rl.errors import DataError
+from robot_rl.errors import DataError, PolicyError
 from robot_rl.rollout import PolicyActor, rollout, summarize
+from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import build, validate_component
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.training import TrainConfig, pick_device, train
+from robot_rl.specs import EnvSpec
 from robot_rl.stages.evaluate import check_spec
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,9 @@ class ImitateConfig:
 
     Attributes:
         dataset: the EpisodeStore.
-        policy: component: which policy.
+        policy: component: which policy; not used with `init`.
+        init: run or checkpoint directory of a policy that this one starts from: its architecture, weights and
+            normaliser (fine-tuning); empty: from random weights.
         env: component for the periodic roll-outs; may be empty when rollout_episodes is 0.
         train: the optimiser and its loop.
         only_success: leave out the episodes that did not succeed.
@@ -62,6 +66,7 @@ class ImitateConfig:
 
     dataset: str = "datasets/demonstrations.zarr"
     policy: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
     env: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
     only_success: bool = True
@@ -81,7 +86,9 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     """Train and return the last metrics."""
     began = time.monotonic()
     device = pick_device(config.train.device)
-    _target, policy_config = validate_component(config.policy, where="policy")
+    start = _loaded(config.init, device) if config.init else None
+    node = config.policy if start is None else start.node
+    _target, policy_config = validate_component(node, where="policy")
     with EpisodeStore.open(config.dataset, mode="r") as store:
         spec, content = store.spec, store.content_hash()
         episodes = _usable_episodes(store, config)
@@ -95,13 +102,19 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
         }
         training = WindowSampler(store, episodes=episodes[first], **sampling)
         validation = WindowSampler(store, episodes=episodes[second], **sampling) if len(second) else None
-        normalizer = fit_normalizer(store, episodes[first], keys=tuple(policy_config.observation_keys))
+        normalizer = (
+            fit_normalizer(store, episodes[first], keys=tuple(policy_config.observation_keys))
+            if start is None
+            else start.normalizer
+        )
+    if start is not None:
+        check_spec(start.spec, spec, where=config.init)
     env = None
     if config.rollout_episodes:
         env = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=policy_config.history)
         check_spec(spec, env.spec, where=config.dataset)
     torch.manual_seed(config.seed)
-    policy = build(config.policy, spec=spec, normalizer=normalizer).to(device)
+    policy = build(node, spec=spec, normalizer=normalizer).to(device) if start is None else start.policy
     size = sum(p.numel() for p in policy.parameters())
     log.info("%d training windows of %d episodes, %d parameters", training.num_windows, len(first), size)
     last: dict[str, float] = {}
@@ -127,10 +140,11 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
         return dict(last)
 
     documents = {
-        "policy": {"_target_": config.policy["_target_"], "config": policy_config.to_json()},
+        "policy": {"_target_": node["_target_"], "config": policy_config.to_json()},
         "spec": spec.to_json(),
         "normalizer": normalizer.to_json(),
-        "data": {"dataset": config.dataset, "content_hash": content, "training_episodes": episodes[first].tolist()},
+        "data": {"dataset": config.dataset, "content_hash": content, "training_episodes": episodes[first].tolist()}
+        | ({} if start is None else {"init": start.path}),
     }
     average = train(
         policy, batch_loss, config=config.train, run=run, prefix="imitate", documents=documents, seed=config.seed,
@@ -147,6 +161,31 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     }
     run.write_json("summary.json", summary)
     return summary
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A policy to go on from, its component and what it was saved with."""
+
+    policy: Any
+    node: dict[str, Any]
+    spec: EnvSpec
+    normalizer: Normalizer
+    path: str
+
+
+def _loaded(path: str, device: torch.device) -> _Start:
+    policy, spec, checkpoint = load_policy(path, device=device)
+    if not hasattr(policy, "with_mode"):
+        raise PolicyError(
+            path, expected="a diffusion policy to fine-tune", got=type(policy).__name__,
+            hint="Give the run of `imitate` or `offline`; distil again behind it.",
+        )  # fmt: skip
+    document = checkpoint.documents["policy"]
+    node = {"_target_": document["_target_"], **document["config"]}
+    normalizer = Normalizer.from_json(checkpoint.documents["normalizer"])
+    log.info("starting from %s; `policy` of the configuration is not used", checkpoint.path)
+    return _Start(policy, node, spec, normalizer, str(checkpoint.path))
 
 
 def _usable_episodes(store: EpisodeStore, config: ImitateConfig) -> np.ndarray:

@@ -36,6 +36,7 @@ import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.ope import GateConfig, decide, decision_record, paired_estimate
+from robot_rl.algorithms.rewards import RewardConfig
 from robot_rl.contracts import DenoisingPolicy
 from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
@@ -45,6 +46,7 @@ from robot_rl.fitting.denoising_ppo import (
     act_in_feature_space,
     executed_action,
 )
+from robot_rl.fitting.handover import handover_document
 from robot_rl.fitting.judges import JudgeConfig, JudgedTask, Judges, compare, guards
 from robot_rl.fitting.model import ModelFitConfig
 from robot_rl.fitting.proposals import (
@@ -79,13 +81,16 @@ class OfflineConfig:
         critic: component: the optimiser's and the judges' critic.
         dynamics: component: the judges' transition model.
         env: component, only for collect=true.
-        methods: proposals of a round, in this order.
+        methods: proposals of a round, in this order. `awr` is not among the default ones: in every seed it lost to
+            success_only, and no judge saw it (docs/offline.md).
         rounds: how often all of it is done.
         collect: play the kept policy into `<run>/collected.zarr` between rounds.
         collect_episodes: how many a round, at seeds from collect_first_seed on.
         collect_first_seed: never those of an evaluation.
-        gamma: discount per env step.
+        gamma: discount per env step. A small one prefers quick policies to sure ones: at 0.96 judges rightly rated a policy
+            with 71 % and 30 steps above one with 79 % and 34 steps. At 1 the judges have no time limit to work with.
         only_success_rewarded: rewards are 0, but 1 at most once an episode; targets are clamped to [0, 1] then.
+        reward: penalties on top of the stored rewards; as in the online stage.
         critic_fit: of both critics.
         model_fit: of the judges' model.
         judge: how policies are scored.
@@ -104,14 +109,15 @@ class OfflineConfig:
     critic: dict[str, Any] = field(default_factory=dict)
     dynamics: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
-    methods: list[Method] = field(default_factory=lambda: [Method.success_only, Method.awr, Method.ppo])
+    methods: list[Method] = field(default_factory=lambda: [Method.success_only, Method.ppo])
     rounds: int = 1
     collect: bool = False
     collect_episodes: int = 200
     collect_first_seed: int = 70_000
     num_envs: int = 8
-    gamma: float = 0.96
+    gamma: float = 0.98
     only_success_rewarded: bool = True
+    reward: RewardConfig = field(default_factory=RewardConfig)
     critic_fit: CriticFitConfig = field(default_factory=CriticFitConfig)
     model_fit: ModelFitConfig = field(default_factory=ModelFitConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -157,7 +163,7 @@ def run(config: OfflineConfig, run: RunDirectory) -> dict[str, Any]:
             seed = config.seed + 1000 * number
             data = load_round(
                 stores, incumbent, gamma=config.gamma, only_success_rewarded=config.only_success_rewarded, seed=seed,
-                device=device,
+                device=device, reward=config.reward,
             )  # fmt: skip
             with progress.share("critics and model"):
                 fits = fit_round(
@@ -267,7 +273,9 @@ def _save(run: RunDirectory, step: int, incumbent: Any, fits: RoundFits, config:
     shared = {name: documents[name] for name in ("spec", "normalizer", "data") if name in documents}
     save_checkpoint(
         run.path, step=step, tensors={"policy": incumbent.state_dict(), "critic": fits.critic.state_dict()},
-        documents=shared | {"policy": policy, "critic": config.critic, "teacher": {"path": config.policy}},
+        documents=shared
+        | {"policy": policy, "critic": config.critic, "teacher": {"path": config.policy}}
+        | {"handover": handover_document(incumbent, gamma=config.gamma, reward=config.reward)},
     )  # fmt: skip
 
 

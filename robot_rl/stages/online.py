@@ -15,7 +15,8 @@ Metrics (metrics.jsonl, step = env steps of training so far):
     online/value_loss            of the last epoch of V
     online/explained_variance    of the returns by V, before it was fitted
     online/advantage_std         before scaling, units of return
-    online/kl_nats               KL of a decision, summed over denoising steps, last minibatch (estimate k3)
+    online/kl_nats               KL of a decision, summed over denoising steps, by the whole update (estimate k3)
+    online/undone                1 when the update passed max_kl and was undone
     online/clip_share            share of clipped ratios, mean over denoising steps
     online/gradient_steps        of the policy in this iteration
     online/human_share           share of decisions in which a human acted
@@ -87,6 +88,7 @@ class OnlineConfig:
         student: joint distillation of a one-step head.
         train_encoder: let the encoder learn as well.
         sigma_min: noise floor of mode eta1, or null for the policy's own.
+        max_kl: nats a decision; an update that ends beyond it is undone, and the learning rate halved.
         target_success: stop when the Wilson lower bound of a batch reaches it; null: never.
         save_episodes: keep every episode in `<run>/episodes.zarr`, steps labelled by who chose them.
         first_seed: of the first episode; each iteration takes the next ones. Never those of an evaluation.
@@ -113,6 +115,7 @@ class OnlineConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     train_encoder: bool = False
     sigma_min: float | None = None
+    max_kl: float = 2.0
     target_success: float | None = None
     save_episodes: bool = False
     first_seed: int = 1_000_000
@@ -138,7 +141,7 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
     check_spec(policy.spec, env.spec, where=config.policy)
     intervener = build(config.intervener, spec=env.spec) if config.intervener else None
     noise = NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape)
-    update = UpdateConfig(config.gamma, config.trace, config.ppo, config.value, config.train_encoder)
+    update = UpdateConfig(config.gamma, config.trace, config.ppo, config.value, config.max_kl, config.train_encoder)
     with (
         _Recorder(config, run, policy) as recorder,
         MetricsWriter(run.path / "metrics.jsonl", resume_step=state.env_steps) as metrics,
@@ -268,8 +271,9 @@ def _reached(config: OnlineConfig, score: Proportion) -> bool:
 def _shown(numbers: dict[str, Any]) -> dict[str, float]:
     names = ("value_loss", "explained_variance", "advantage_std", "gradient_steps")
     values = {name: float(numbers[name]) for name in names if name in numbers}
-    if "kl_total" in numbers:
-        values["kl_nats"] = numbers["kl_total"]
+    if "kl_after" in numbers:
+        values["kl_nats"] = min(numbers["kl_after"], 1e9)
+        values["undone"] = float(numbers["undone"])
         values["clip_share"] = sum(numbers["clip_share"]) / len(numbers["clip_share"])
     return values
 

@@ -89,7 +89,7 @@ def rebuild(run: Path) -> tuple[OfflineConfig, Judges, Any, RoundData]:
     incumbent = in_mode(config.policy, config, device=device)
     data = load_round(
         config.datasets, incumbent, gamma=config.gamma, only_success_rewarded=config.only_success_rewarded,
-        seed=config.seed, device=device,
+        seed=config.seed, device=device, reward=config.reward,
     )  # fmt: skip
     recorded = read_json(run / "round_00" / "fits.json")["content_hashes"]
     if list(data.content_hashes) != recorded:

@@ -18,6 +18,7 @@ from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.envs.point_reach import PointReachConfig, make_env
 from robot_rl.errors import PolicyError
 from robot_rl.fitting.demonstrations import Imitated, human_segments
+from robot_rl.fitting.denoising_ppo import decision_kl
 from robot_rl.fitting.handover import check_handover, check_reproduced, handover_document
 from robot_rl.fitting.on_policy import OnPolicyBatch, advantages, play_batch
 from robot_rl.fitting.online_state import OnlineState
@@ -209,7 +210,7 @@ def test_the_imitation_term_sees_the_humans_stretches_and_nothing_behind_them() 
 
 
 UPDATE = UpdateConfig(
-    gamma=GAMMA, trace=0.95, ppo=OnlinePpoConfig(batch_size=16, epochs=2, learning_rate=1e-3, kl_stop=10.0),
+    gamma=GAMMA, trace=0.95, max_kl=1e9, ppo=OnlinePpoConfig(batch_size=16, epochs=2, learning_rate=1e-3, kl_stop=10.0),
     value=ValueConfig(epochs=2, batch_size=16),
 )  # fmt: skip
 
@@ -246,6 +247,26 @@ def test_warm_up_moves_v_alone() -> None:
     assert "kl_total" not in numbers
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
     assert any(not torch.equal(a, b) for a, b in zip(v, learner.critic.v_network.parameters(), strict=True))
+
+
+def test_an_update_that_leaves_the_trust_region_is_undone() -> None:
+    policy = make_policy()
+    batch, _ = play(policy, 3)
+    learner = make_learner(policy)
+    before = copy.deepcopy(policy.state_dict())
+    numbers = improve(learner, batch, config=replace(UPDATE, max_kl=1e-9))
+    assert numbers["undone"]
+    assert numbers["gradient_steps"] > 0
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+    assert learner.optimizer.param_groups[0]["lr"] == 1e-3 / 2
+    assert not learner.optimizer.state
+    kept = improve(learner, batch, config=UPDATE)
+    assert not kept["undone"]
+    # Along fresh chains of the same states it is smaller: the update was fitted to the chains of the batch.
+    old = copy.deepcopy(policy)
+    old.load_state_dict(before)
+    exact = float(decision_kl(policy, old, batch.feature, torch.Generator().manual_seed(0)).sum())
+    assert 0.5 * kept["kl_after"] < exact < kept["kl_after"]
 
 
 def test_an_encoder_that_learns_has_ratio_one_and_gets_a_gradient() -> None:

@@ -1,0 +1,96 @@
+"""Imitation that goes on from a policy: same network and normaliser, and it begins where that one stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from robot_rl.data.store import EpisodeStore
+from robot_rl.errors import PolicyError
+from robot_rl.runs.checkpoint import load_checkpoint, load_policy
+from robot_rl.runs.config import load_config
+from robot_rl.runs.directory import RunDirectory
+from robot_rl.stages import collect, imitate
+from robot_rl.stages.collect import CollectConfig
+from robot_rl.stages.imitate import ImitateConfig
+
+TRAIN = ["train.batch_size=32", "train.threads=1", "train.warmup_steps=1", "env=point_reach"]
+
+
+def opened(root: Path, stage: str) -> RunDirectory:
+    return RunDirectory.create(root, stage=stage, task="t", seed=0, config_yaml="{}\n", command=[])
+
+
+def imitated(root: Path, *words: str) -> Path:
+    run = opened(root, "imitate")
+    imitate.run(load_config(ImitateConfig, [*TRAIN, *words], name="imitate"), run)
+    return run.path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two datasets of different starts, and a policy of the first."""
+    folder = tmp_path_factory.mktemp("init")
+    for name, words in {"near": ["env.shift.scale=0.6"], "far": ["env.shift.xy_m=[0.1,0.1]"]}.items():
+        config = load_config(
+            CollectConfig,
+            ["env=point_reach", "expert=point_reach", "num_episodes=10", f"dataset={folder / name}.zarr", *words],
+            name="collect",
+        )
+        collect.run(config, opened(folder / "collect", "collect"))
+    imitated(
+        folder / "first", f"dataset={folder / 'near'}.zarr", "policy=mlp", "policy.hidden_width=32", "policy.execute=2",
+        "train.num_steps=40",
+    )  # fmt: skip
+    return folder
+
+
+def only(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+def rmse(path: Path) -> float:
+    """Open loop against the recorded actions."""
+    return float(RunDirectory(path).read_json("summary.json")["metrics"]["imitate/train_replay_rmse"])
+
+
+def test_it_begins_with_the_weights_and_keeps_network_and_normaliser(place: Path) -> None:
+    first = only(place / "first")
+    path = imitated(
+        place / "still", f"dataset={place / 'far'}.zarr", f"init={first}", "policy=transformer", "train.num_steps=1",
+        "train.learning_rate=1e-12",
+    )  # fmt: skip
+    old, new = load_checkpoint(first), load_checkpoint(path)
+    for name in ("policy", "normalizer"):
+        assert new.documents[name] == old.documents[name]
+    for name, tensor in old.tensors["policy"].items():
+        torch.testing.assert_close(new.tensors["policy"][name], tensor, atol=1e-6, rtol=0)
+    with EpisodeStore.open(str(place / "far.zarr"), mode="r") as store:
+        assert new.documents["data"]["content_hash"] == store.content_hash()
+    assert new.documents["data"]["init"] == str(old.path)
+    assert load_policy(path)[0].config.execute == 2
+
+
+def test_it_learns_from_there(place: Path) -> None:
+    """Two hundred steps fit the second data set better than the policy did that began."""
+    words = [f"dataset={place / 'far'}.zarr", f"init={only(place / 'first')}", "validation_fraction=0"]
+    still = imitated(place / "a", *words, "train.num_steps=1", "train.learning_rate=1e-12")
+    tuned = imitated(place / "b", *words, "train.num_steps=200")
+    assert rmse(tuned) < 0.8 * rmse(still)
+
+
+def test_another_task_is_refused(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (extra pusht)")
+    config = load_config(
+        CollectConfig,
+        ["env=pusht", "env.max_episode_steps=2", "expert=pusht", "num_episodes=1", f"dataset={tmp_path}/other.zarr"],
+        name="collect",
+    )
+    collect.run(config, opened(tmp_path / "collect", "collect"))
+    with pytest.raises(PolicyError, match="it was trained with"):
+        imitated(
+            tmp_path / "run", f"dataset={tmp_path}/other.zarr", f"init={only(place / 'first')}", "only_success=false"
+        )
