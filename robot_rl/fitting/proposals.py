@@ -93,9 +93,13 @@ def next_proposal(proposals: Proposals, answer: bool | None) -> tuple[Any, dict[
 def ppo_proposals(
     config: PpoProposalConfig, incumbent: Any, data: RoundData, fits: RoundFits, *, seed: int
 ) -> Proposals:
-    """PPO over the denoising steps in gated pieces of `iterations`; a rejected piece is undone and shrinks the step."""
+    """PPO over the denoising steps in gated pieces of `iterations`; a rejected piece is undone and shrinks the step.
+
+    "kl_nats" is the distance to the policy that the pieces of this round started from, not to the piece before: four
+    pieces of .5 nats, each kept by all judges, took a policy from 145 to 85 of 200.
+    """
     generator = torch.Generator(device=data.all_rows.feature.device).manual_seed(seed + 2)
-    policy = _trainable(incumbent)
+    policy, start = _trainable(incumbent), copy.deepcopy(incumbent)
     optimizer = torch.optim.Adam(_weights(policy), lr=config.learning_rate)
     features = torch.cat([data.optimizer.feature, data.optimizer_validation.feature])
     rate = config.learning_rate
@@ -119,7 +123,7 @@ def ppo_proposals(
             )
         if numbers["dominating_steps"]:
             log.warning("denoising steps %s take most of the KL: %s", numbers["dominating_steps"], numbers["kl"])
-        moved = decision_kl(policy, before, data.optimizer_validation.feature[:1024], generator)
+        moved = decision_kl(policy, start, data.optimizer_validation.feature[:1024], generator)
         numbers |= {"kl_nats": float(moved.sum()), "kl_steps_nats": moved.tolist(), "learning_rate": rate}
         numbers["optimizer_q_gap"] = _optimizer_gap(policy, data, fits, generator)
         accepted = yield copy.deepcopy(policy).eval().requires_grad_(False), numbers

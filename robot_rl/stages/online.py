@@ -74,7 +74,7 @@ class OnlineConfig:
         policy: run or checkpoint directory of a DiffusionPolicy.
         env: component.
         critic: component, used when the checkpoint has no critic.
-        intervener: component of who may take over, or empty; built with spec=.
+        intervener: component of who may take over, or empty; `intervener=scripted` stands in for a person in simulation.
         demonstrations: EpisodeStores whose successful and human steps the anchor imitates; may be empty.
         evaluation: an `evaluate` run of the same policy whose success must be reproduced before the first update.
         max_env_steps: of training; the iteration that passes it is the last.
@@ -107,7 +107,7 @@ class OnlineConfig:
     max_env_steps: int = 150_000
     episodes_per_iteration: int = 100
     warmup_iterations: int = 1
-    gamma: float = 0.99
+    gamma: float = 0.98
     trace: float = 0.95
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: OnlinePpoConfig = field(default_factory=OnlinePpoConfig)

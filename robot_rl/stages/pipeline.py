@@ -1,7 +1,10 @@
-"""The whole way in one command: collect, imitate, distil to one step, export; every policy evaluated on the same seeds.
+"""The whole way in one command: collect, imitate, offline, online, distil to one step, export; all on the same seeds.
 
 Each stage is a child run under `stages/`; pipeline.json says which are finished. `resume=<run>` skips those and
 continues the one that was running at the step where it was.
+
+`with_offline` and `with_online` say whether the two RL stages take part. The offline stage learns from the demonstrations
+and from roll-outs of the imitation policy, which are played first.
 
 Output: summary.json, {"stages": [{"name", "success_once": {"k", "n", "rate", "low", "high"}, "env_steps", "episodes",
 "seconds", "run"}, ...], ...}. success_once of collect is the expert's; of every later stage it is the evaluation of
@@ -19,16 +22,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.errors import RunError
 from robot_rl.runs.config import config_to_yaml
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.provenance import collect as collect_provenance
-from robot_rl.stages import collect, distill_onestep, evaluate, export, imitate
+from robot_rl.stages import collect, distill_onestep, evaluate, export, imitate, offline, online
 from robot_rl.stages.collect import CollectConfig
 from robot_rl.stages.distill_onestep import DistillConfig
 from robot_rl.stages.evaluate import EvaluateConfig
 from robot_rl.stages.export import ExportConfig
 from robot_rl.stages.imitate import ImitateConfig
+from robot_rl.stages.offline import OfflineConfig
+from robot_rl.stages.online import OnlineConfig
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +47,12 @@ class PipelineConfig:
 
     Attributes:
         task: short name, for directories and tables.
-        env, expert, policy: components, as in the stages.
+        env, expert, policy, critic, dynamics: components, as in the stages.
         dataset: of the demonstrations; empty: demonstrations.zarr in the pipeline's own run directory.
-        collect, imitate, distill_onestep, export, evaluate: configuration of the stages; what joins them (env, dataset,
-            policy paths) is filled in here.
+        with_offline, with_online: whether these stages take part.
+        rollouts: of the imitation policy, for the offline stage.
+        collect, imitate, offline, online, distill_onestep, export, evaluate: configuration of the stages; what joins them
+            (env, dataset, policy paths) is filled in here. evaluate.mode is that of the diffusion policies.
         seed: of every stage.
         run_root: folder of run directories.
         resume: pipeline run to continue, or null.
@@ -54,9 +62,16 @@ class PipelineConfig:
     env: dict[str, Any] = field(default_factory=dict)
     expert: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
+    critic: dict[str, Any] = field(default_factory=dict)
+    dynamics: dict[str, Any] = field(default_factory=dict)
     dataset: str = ""
+    with_offline: bool = False
+    with_online: bool = False
     collect: CollectConfig = field(default_factory=CollectConfig)
     imitate: ImitateConfig = field(default_factory=ImitateConfig)
+    rollouts: CollectConfig = field(default_factory=lambda: CollectConfig(num_episodes=200, first_seed=20_000))
+    offline: OfflineConfig = field(default_factory=OfflineConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
     distill_onestep: DistillConfig = field(default_factory=DistillConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -83,18 +98,36 @@ def run(config: PipelineConfig, run: RunDirectory) -> dict[str, Any]:
     teacher = chain.path("imitate")
     chain.evaluated("imitate", teacher, data={"env_steps": 0, "episodes": 0})
 
+    if config.with_offline:
+        stores = [dataset, str(run.path / "rollouts.zarr")]
+        played = chain.stage(
+            "rollouts", collect.run,
+            replace(config.rollouts, dataset=stores[1], policy=teacher, mode=SamplingMode.eta1, **shared),
+        )  # fmt: skip
+        parts = {"critic": config.critic, "dynamics": config.dynamics}
+        chain.stage("offline", offline.run, replace(config.offline, datasets=stores, policy=teacher, **parts, **shared))
+        teacher = chain.path("offline")
+        chain.evaluated("offline", teacher, data=played, parts=("rollouts",))
+
+    if config.with_online:
+        improved = chain.stage(
+            "online", online.run, replace(config.online, policy=teacher, critic=config.critic, **shared)
+        )
+        teacher = chain.path("online")
+        chain.evaluated("online", teacher, data=improved)
+
     distilled = chain.stage(
         "distill_onestep",
         distill_onestep.run,
         replace(config.distill_onestep, dataset=dataset, teacher=teacher, **shared),
     )
     student = chain.path("distill_onestep")
-    chain.evaluated("distill_onestep", student, data=distilled)
+    chain.evaluated("distill_onestep", student, data=distilled, is_diffusion=False)
 
     exported = chain.stage(
         "export", export.run, replace(config.export, policy=student, dataset=dataset, seed=config.seed)
     )
-    chain.evaluated("export", exported["onnx"], data={"env_steps": 0, "episodes": 0})
+    chain.evaluated("export", exported["onnx"], data={"env_steps": 0, "episodes": 0}, is_diffusion=False)
 
     last_seed = config.evaluate.first_seed + config.evaluate.num_episodes - 1
     summary = {
@@ -161,12 +194,23 @@ class _Chain:
             raise RunError(name, expected="a stage that has run", got="none", hint="Run the pipeline from its start.")
         return str(self.children[name]["run"])
 
-    def evaluated(self, name: str, policy: str, *, data: dict[str, Any]) -> None:
-        """Evaluate the policy of stage `name` on the held-out seeds and add its line to the table."""
+    def evaluated(
+        self, name: str, policy: str, *, data: dict[str, Any], parts: tuple[str, ...] = (), is_diffusion: bool = True
+    ) -> None:
+        """Evaluate the policy of stage `name` on the held-out seeds and add its line to the table.
+
+        Args:
+            name: of the stage.
+            policy: what it made.
+            data: has "env_steps" and "episodes" that were played for it.
+            parts: further children whose seconds are its own.
+            is_diffusion: whether the policy has sampling modes.
+        """
         settings = replace(self.config.evaluate, policy=policy, env=self.config.env, seed=self.config.seed)
+        settings = settings if is_diffusion else replace(settings, mode=None)
         part = f"evaluate_{name}"
         result = self.stage(part, evaluate.run, settings)
-        self.entry(name, result["success_once"], data=data, parts=(name, part))
+        self.entry(name, result["success_once"], data=data, parts=(*parts, name, part))
 
     def entry(self, name: str, success: dict[str, Any], *, data: dict[str, Any], parts: tuple[str, ...]) -> None:
         """Add one line of the table; `parts` are the children whose seconds it counts."""
@@ -188,10 +232,12 @@ class _Chain:
 
 def table(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """Rows of the result table that the command line prints: heading first."""
-    rows: list[tuple[str, ...]] = [("stage", "success once", "Wilson 95 %", "env steps", "seconds")]
+    rows: list[tuple[str, ...]] = [("stage", "success once", "Wilson 95 %", "episodes", "env steps", "seconds")]
     for entry in summary["stages"]:
         success = entry["success_once"]
         interval = f"{success['low']:.1%} to {success['high']:.1%}"
         share = f"{success['k']}/{success['n']} = {success['rate']:.1%}"
-        rows.append((entry["name"], share, interval, str(entry["env_steps"]), f"{entry['seconds']:.0f}"))
+        rows.append(
+            (entry["name"], share, interval, str(entry["episodes"]), str(entry["env_steps"]), f"{entry['seconds']:.0f}")
+        )
     return rows

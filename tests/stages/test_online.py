@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
+
+from robot_rl.data.store import EpisodeStore
+from robot_rl.types import Source
 
 ENV = ["env=point_reach", "env.max_episode_steps=20"]
 SHORT = [
@@ -39,7 +42,7 @@ def only(folder: Path) -> Path:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Flawed demonstrations, and a policy of them that succeeds sometimes."""
     folder = tmp_path_factory.mktemp("online")
-    words = ["expert=point_reach", "expert.noise_sd=0.4", "num_episodes=60", "dataset=demos.zarr"]
+    words = ["expert=point_reach", "expert.noise_sd=0.3", "num_episodes=60", "dataset=demos.zarr"]
     robot_rl("collect", *ENV, *words, cwd=folder)
     words = [
         "only_success=false",
@@ -48,7 +51,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "policy.horizon=4",
         "policy.num_steps=5",
     ]
-    words += ["dataset=demos.zarr", "train.num_steps=600", "train.batch_size=64", "train.threads=1", "run_root=imitate"]
+    words += [
+        "dataset=demos.zarr",
+        "train.num_steps=1500",
+        "train.batch_size=64",
+        "train.threads=1",
+        "run_root=imitate",
+    ]
     robot_rl("imitate", *ENV, *words, cwd=folder)
     return folder
 
@@ -92,39 +101,60 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not(place: Path) -> None:
 def test_hand_over_with_another_sampler_normaliser_or_discount_is_refused(place: Path) -> None:
     run = online(place, "max_env_steps=1000", root="runs_b")
     asked = ["online", *ENV, *SHORT, "max_env_steps=1000", f"policy={run}", "run_root=runs_c"]
-    assert "gamma 0.99" in robot_rl(*asked, "gamma=0.9", cwd=place, code=1).stderr
+    assert "gamma 0.98" in robot_rl(*asked, "gamma=0.9", cwd=place, code=1).stderr
     assert "sigma_min 0.01" in robot_rl(*asked, "sigma_min=0.2", cwd=place, code=1).stderr
     assert "step_penalty" in robot_rl(*asked, "reward.step_penalty=0.01", cwd=place, code=1).stderr
     forged = shutil.copytree(run, place / "forged", symlinks=True)
     checkpoint = sorted((forged / "checkpoints").glob("step_*"))[-1]
-    document = json.loads((checkpoint / "normalizer.json").read_text())
-    _scale(document)
-    (checkpoint / "normalizer.json").write_text(json.dumps(document))
+    tensors = load_file(checkpoint / "policy.safetensors")
+    name = "encoder.normalizer.state__scale"
+    save_file(tensors | {name: 2 * tensors[name]}, checkpoint / "policy.safetensors")
     _seal(checkpoint)
     asked[-2] = f"policy={forged}"
     assert "normalizer" in robot_rl(*asked, cwd=place, code=1).stderr
     robot_rl(*asked[:-2], f"policy={run}", "run_root=runs_d", cwd=place)
 
 
-def _scale(document: Any) -> None:
-    """Double every number of a normaliser but its zeros."""
-    for key, value in document.items() if isinstance(document, dict) else enumerate(document):
-        if isinstance(value, (dict, list)):
-            _scale(value)
-        elif isinstance(value, float):
-            document[key] = 2 * value
-
-
 def _seal(checkpoint: Path) -> None:
     import hashlib
 
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"]["normalizer.json"] = hashlib.sha256((checkpoint / "normalizer.json").read_bytes()).hexdigest()
+    manifest["files"]["policy.safetensors"] = hashlib.sha256(
+        (checkpoint / "policy.safetensors").read_bytes()
+    ).hexdigest()
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+HUMAN = [
+    "intervener=scripted", "intervener.expert._target_=robot_rl.envs.point_reach.PointReachExpert",
+    "intervener.after_steps=8", "intervener.share=0.5",
+]  # fmt: skip
+
+
+def test_a_human_takes_over_and_his_steps_are_kept_for_the_next_offline_round(place: Path) -> None:
+    run = online(place, "max_env_steps=3000", "save_episodes=true", *HUMAN, root="runs_human")
+    rows = metrics(run)
+    assert all(0.03 < row["online/human_share"] < 0.6 for row in rows)
+    with EpisodeStore.open(run / "episodes.zarr") as store:
+        episodes = [store.episode(index) for index in range(len(store))]
+    assert len(episodes) == rows[-1]["online/episodes"]
+    human = [np.asarray(episode.source) == Source.intervention for episode in episodes]
+    assert all(not steered[:8].any() and steered[8:].all() for steered in human if steered.any())
+    long = [steered.any() for steered in human if len(steered) > 8]
+    assert 0.2 < np.mean(long) < 0.8
+    # The offline stage takes them as they are.
+    demos = f"datasets=[demos.zarr,{run / 'episodes.zarr'}]"
+    small = [
+        "critic.hidden_width=16",
+        "dynamics.hidden_width=16",
+        "critic_fit.num_steps=100",
+        "model_fit.num_steps=100",
+    ]
+    small += ["critic_fit.check_every_steps=50", "judge.fqe_bootstrap=20", "ppo.proposals=1", "ppo.iterations=1"]
+    robot_rl("offline", f"policy={run}", demos, "methods=[ppo]", "run_root=runs_next", *small, cwd=place)
 
 
 def test_wrong_words_are_explained(place: Path) -> None:
     policy = f"policy={only(place / 'imitate')}"
     assert "policy=<run>" in robot_rl("online", *ENV, "run_root=r", cwd=place, code=2).stderr
-    words = ["online", *ENV, policy, "run_root=r", "intervener._target_=x.y"]
-    assert "save_episodes=true" in robot_rl(*words, cwd=place, code=2).stderr
+    assert "save_episodes=true" in robot_rl("online", *ENV, policy, "run_root=r", *HUMAN, cwd=place, code=2).stderr

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("mani_skill", reason="ManiSkill is not installed (extra sim)")
 
+STAGES = ["collect", "imitate", "offline", "distill_onestep", "export"]
 COMMAND = [sys.executable, "-m", "robot_rl", "pipeline"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -38,7 +39,7 @@ def test_tiny_demo_resumes_after_sigkill(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((run / "summary.json").read_text())
-    assert [entry["name"] for entry in summary["stages"]] == ["collect", "imitate", "distill_onestep", "export"]
+    assert [entry["name"] for entry in summary["stages"]] == STAGES
     for entry in summary["stages"]:
         assert set(entry) == {"name", "success_once", "env_steps", "episodes", "seconds", "run"}
         assert set(entry["success_once"]) == {"k", "n", "rate", "low", "high"}
@@ -50,5 +51,5 @@ def test_tiny_demo_resumes_after_sigkill(tmp_path: Path) -> None:
     assert summary["parity_max_error"] <= 1e-4
     assert (run / "status.json").exists()
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
-    for word in ("collect", "imitate", "distill_onestep", "export", "Wilson"):
+    for word in (*STAGES, "Wilson"):
         assert word in done.stdout
