@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -23,11 +23,22 @@ from robot_rl.algorithms.consistency import (
     student_sample,
     student_sampler,
 )
-from robot_rl.algorithms.diffusion import FinalAlpha, Prediction, Sampler, SamplingMode, add_noise, leading_levels
+from robot_rl.algorithms.diffusion import (
+    FinalAlpha,
+    Prediction,
+    Sampler,
+    SamplingMode,
+    add_noise,
+    leading_levels,
+    reverse_step,
+    sample_chain,
+    sample_final,
+)
 from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.data.normalizer import Normalizer
+from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
-from robot_rl.types import ActionChunk, Observation
+from robot_rl.types import ActionChunk, DenoisingChain, Observation
 
 from .denoisers import DenoiserKind, build_denoiser
 from .diffusion import (
@@ -222,8 +233,58 @@ class OneStepPolicy(nn.Module):
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """(1, Tp, A)."""
+        """(1, Tp, A); (2, Tp, A) in mode eta1."""
         return self.sampler.noise_draws, self.config.horizon, self.spec.action.size
+
+    def with_mode(self, mode: SamplingMode, *, sigma_min: float | None = None) -> OneStepPolicy:
+        """The same weights (shared): eta0 as they are, or eta1, the exact Gaussian N(f(noise), sigma_min^2) that RL needs.
+
+        In mode eta1 a decision is one denoising step from the noise, which is part of what is stored: given it, the
+        chunk's density is exact.
+
+        Raises:
+            PolicyError: another mode, more than one step, or eta1 without a noise.
+        """
+        if mode is SamplingMode.eta0 and sigma_min is None:
+            return self
+        if mode is not SamplingMode.eta1 or sigma_min is None or self.config.num_steps != 1:
+            raise PolicyError(
+                "mode of a one-step head", expected="eta0, or eta1 with sigma_min=<noise> of a head with one step",
+                got=f"{mode.value}, sigma_min {sigma_min}, {self.config.num_steps} step(s)",
+                hint="For RL on the head itself give sigma_min, e.g. 0.05 (normalised action units).",
+            )  # fmt: skip
+        other = copy.copy(self)
+        other.sampler = replace(self.config.sampler, mode=mode, sigma_min=sigma_min, sigma_max=sigma_min)
+        return other
+
+    def encode(self, observation: Observation) -> Float32[Array, "B C"]:
+        """Condition vector of the network."""
+        condition: torch.Tensor = self.encoder(observation)
+        return condition
+
+    def reverse_step(
+        self, latent: Float32[Array, "B Tp A"], step: int, condition: Float32[Array, "B C"]
+    ) -> tuple[Float32[Array, "B Tp A"], float]:
+        """Mean f(latent) and standard deviation of the chunk in mode eta1; with gradient."""
+        level = torch.full((latent.shape[0],), self.sampler.levels[step], dtype=torch.int64, device=latent.device)
+        return reverse_step(self.sampler, latent, self._jump(latent, level, condition), step)
+
+    @torch.no_grad()
+    def chain(self, observation: Observation, noise: Float32[Array, "B draws Tp A"]) -> DenoisingChain:
+        """Noise and chunk of one decision, and the chunk's log-probability."""
+        check_noise(noise, self.noise_shape)
+        condition = self.encode(observation)
+        return sample_chain(lambda latent, level: self._jump(latent, level, condition), noise, self.sampler)
+
+    @torch.no_grad()
+    def sample(
+        self, condition: Float32[Array, "B C"], noise: Float32[Array, "B draws Tp A"]
+    ) -> Float32[Array, "B Tp A"]:
+        """`normalized_action` from a condition vector, in any mode."""
+        check_noise(noise, self.noise_shape)
+        if self.sampler.mode is SamplingMode.eta0:
+            return self._sample(condition, noise)
+        return sample_final(lambda latent, level: self._jump(latent, level, condition), noise, self.sampler)
 
     def loss(
         self, observation: Observation, noise: Float32[Array, "B 1 Tp A"], target: Float32[Array, "B Tp A"]
@@ -243,11 +304,10 @@ class OneStepPolicy(nn.Module):
 
     @torch.no_grad()
     def normalized_action(
-        self, observation: Observation, noise: Float32[Array, "B 1 Tp A"]
+        self, observation: Observation, noise: Float32[Array, "B draws Tp A"]
     ) -> Float32[Array, "B Tp A"]:
         """Chosen chunk, normalised and unclipped."""
-        check_noise(noise, self.noise_shape)
-        return self._sample(self.encoder(observation), noise)
+        return self.sample(self.encode(observation), noise)
 
     def physical_action(self, normalized: Float32[Array, "B Tp A"]) -> Float32[Array, "B Tp A"]:
         """Action to execute: clip to [-1, 1], un-normalise, clip to the spec's bounds."""
@@ -255,7 +315,7 @@ class OneStepPolicy(nn.Module):
         return torch.clamp(action, self.action_low, self.action_high)
 
     @torch.no_grad()
-    def act(self, observation: Observation, noise: Float32[Array, "N 1 Tp A"]) -> ActionChunk:
+    def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:
         """Choose the next chunk. Tensors on the policy's device, or numpy arrays; returns tensors.
 
         Raises:

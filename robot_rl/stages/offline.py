@@ -228,7 +228,7 @@ def _check(config: OfflineConfig) -> None:
 
 
 def _check_policy(policy: Any, config: OfflineConfig) -> None:
-    if not isinstance(policy, DenoisingPolicy):
+    if not isinstance(policy, DenoisingPolicy) or policy.sampler.num_steps < 2:
         raise PolicyError(
             config.policy, expected="a policy with denoising steps (an `imitate` run)", got=type(policy).__name__,
             hint="A one-step head has none: improve its teacher, then distil again.",

@@ -71,7 +71,7 @@ class OnlineConfig:
     """Configuration of `robot-rl online`.
 
     Attributes:
-        policy: run or checkpoint directory of a DiffusionPolicy.
+        policy: run or checkpoint directory of a DiffusionPolicy, or of a one-step head (with sigma_min: RL on the head).
         env: component.
         critic: component, used when the checkpoint has no critic.
         intervener: component of who may take over, or empty; `intervener=scripted` stands in for a person in simulation.
@@ -215,10 +215,16 @@ def _start(config: OnlineConfig, run: RunDirectory) -> tuple[OnlineState, dict[s
     loaded, spec, saved = load_policy(Path(config.policy), device=str(device))
     if not isinstance(loaded, DenoisingPolicy):
         raise PolicyError(
-            config.policy, expected="a policy with denoising steps (a run of imitate or offline)",
-            got=type(loaded).__name__, hint="A one-step head has none: improve its teacher, then distil again.",
+            config.policy, expected="a policy with denoising steps (a run of imitate, offline or distill_onestep)",
+            got=type(loaded).__name__, hint="Give another run.",
         )  # fmt: skip
     policy = loaded.eval().with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)  # type: ignore[attr-defined]
+    is_head = policy.sampler.num_steps == 1
+    if is_head and (config.demonstrations or config.intervener or config.student.num_steps):
+        raise PolicyError(
+            config.policy, expected="no demonstrations, intervener or student with a one-step head",
+            got="one of them", hint="A head has no denoising loss to imitate with: improve its teacher, then distil again.",
+        )  # fmt: skip
     policy.denoiser.requires_grad_(True)
     policy.encoder.requires_grad_(config.train_encoder)
     handover = handover_document(policy, gamma=config.gamma, reward=config.reward)
@@ -244,7 +250,8 @@ def _start(config: OnlineConfig, run: RunDirectory) -> tuple[OnlineState, dict[s
         log.info("continuing at %d env steps from %s", state.env_steps, newest)
     shared = {name: saved.documents[name] for name in ("spec", "normalizer", "data") if name in saved.documents}
     described = dict(saved.documents["policy"])
-    described["config"] = described["config"] | {"sigma_min": policy.config.sigma_min}
+    if not is_head:  # a head is deployed without the noise that it explored with
+        described["config"] = described["config"] | {"sigma_min": policy.config.sigma_min}
     return state, shared | {
         "policy": described, "critic": node, "handover": handover, "teacher": {"path": config.policy},
     }  # fmt: skip

@@ -104,8 +104,8 @@ def run(config: PipelineConfig, run: RunDirectory) -> dict[str, Any]:
             "rollouts", collect.run,
             replace(config.rollouts, dataset=stores[1], policy=teacher, mode=SamplingMode.eta1, **shared),
         )  # fmt: skip
-        parts = {"critic": config.critic, "dynamics": config.dynamics}
-        chain.stage("offline", offline.run, replace(config.offline, datasets=stores, policy=teacher, **parts, **shared))
+        settings = replace(config.offline, critic=config.critic, dynamics=config.dynamics)
+        chain.stage("offline", offline.run, replace(settings, datasets=stores, policy=teacher, **shared))
         teacher = chain.path("offline")
         chain.evaluated("offline", teacher, data=played, parts=("rollouts",))
 

@@ -346,3 +346,26 @@ def test_the_student_follows_its_teacher() -> None:
     again = JointStudent(policy, StudentConfig(num_steps=150, batch_size=64, learning_rate=3e-3), seed=0)
     again.restore(copy.deepcopy(student.tensors()))
     assert again.learn(policy, batch.observation) == student.learn(policy, batch.observation)
+
+
+def test_rl_on_the_one_step_head_is_an_exact_gaussian_with_ratio_one() -> None:
+    teacher = make_policy().with_mode(SamplingMode.eta0)
+    head = teacher.one_step_student(1)
+    noisy = head.with_mode(SamplingMode.eta1, sigma_min=0.1)
+    assert noisy.noise_shape == (2, *head.noise_shape[1:])
+    observation = Observation(proprio=torch.zeros(5, 1, 2), state=torch.rand(5, 1, 4))
+    noise = torch.randn(5, *noisy.noise_shape, generator=torch.Generator().manual_seed(0))
+    centre = head.normalized_action(observation, noise[:, :1])
+    chain = noisy.chain(observation, noise)
+    torch.testing.assert_close(chain.latents[:, 1], centre + 0.1 * noise[:, 1])
+    normal = torch.distributions.Normal(centre, 0.1)
+    torch.testing.assert_close(chain.log_prob[:, 0], normal.log_prob(chain.latents[:, 1]).sum((1, 2)))
+    batch, _ = play(noisy, 3)
+    before = [parameter.clone() for parameter in head.denoiser.parameters()]
+    numbers = improve(make_learner(noisy), batch, config=UPDATE)
+    assert numbers["gradient_steps"] > 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, head.denoiser.parameters(), strict=True))
+    with pytest.raises(PolicyError, match="sigma_min"):
+        head.with_mode(SamplingMode.eta1)
+    with pytest.raises(PolicyError, match="mean"):
+        head.with_mode(SamplingMode.mean, sigma_min=0.1)
