@@ -16,7 +16,7 @@ import torch
 from robot_rl.errors import EnvError
 
 # Tasks whose parity tests/envs/test_maniskill_fast.py holds, all in pd_ee_delta_pos.
-SUPPORTED_TASKS = ("PickCube-v1", "PushCube-v1", "PullCube-v1", "StackCube-v1")
+SUPPORTED_TASKS = ("PickCube-v1", "PushCube-v1", "PullCube-v1", "StackCube-v1", "Bowling-v1")
 SUPPORTED_CONTROL_MODE = "pd_ee_delta_pos"
 
 

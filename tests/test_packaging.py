@@ -53,7 +53,7 @@ def test_wheel_holds_every_file(tmp_path: Path) -> None:
     wanted = set()
     for top, prefix in [("robot_rl", ""), *((name, "robot_rl/") for name in MAPPED)]:
         for path in (tmp_path / "source" / top).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".typed", ".md", ".html", ".xml"):
+            if path.suffix in (".py", ".yaml", ".typed", ".md", ".html", ".xml", ".obj"):
                 wanted.add(prefix + path.relative_to(tmp_path / "source").as_posix())
     wanted = {name for name in wanted if not name.startswith("robot_rl/hardware/ros2/")}  # an ament package of its own
     assert held == wanted

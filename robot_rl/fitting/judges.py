@@ -11,18 +11,30 @@ Judges:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from robot_rl.algorithms.fqe import EvaluationData, FqeInterval, bootstrap_weights, fqe_interval, paired_difference
-from robot_rl.algorithms.ope import AmQRule, SupportGuards, am_q, model_return, paired_estimate, q_gap
+from robot_rl.algorithms.ope import (
+    AmQRule,
+    GateCheck,
+    GateConfig,
+    SupportGuards,
+    am_q,
+    decide,
+    decision_record,
+    model_return,
+    paired_estimate,
+    q_gap,
+)
 from robot_rl.arrays import Array, Float32, Int64
 from robot_rl.data.transitions import Transitions
 from robot_rl.fitting.denoising_ppo import act_in_feature_space
 from robot_rl.fitting.model_rollout import RolloutNoise, draw_noise, roll_out, rollout_q
-from robot_rl.types import OpeEstimate
+from robot_rl.types import GateDecision, OpeEstimate
 
 ROWS_AT_ONCE = 4096
 
@@ -193,6 +205,31 @@ def guards(candidate: Scores, incumbent: Scores, *, kl: float | None) -> Support
     """How far the candidate has left the data."""
     ratio = candidate.disagreement / max(incumbent.disagreement, 1e-9)
     return SupportGuards(kl=kl, disagreement_ratio=ratio, q_gap=candidate.q_gap)
+
+
+def decide_with(
+    estimates: Mapping[str, OpeEstimate], limits: SupportGuards, config: GateConfig, *, worthless: str | None
+) -> tuple[GateDecision, dict[str, Any]]:
+    """The gate's decision and its line of ope/decisions.jsonl; nothing is kept on the word of a judge that learned nothing.
+
+    Args:
+        estimates: of `compare`.
+        limits: of `guards`.
+        config: of the gate.
+        worthless: RoundFits.worthless.
+
+    Raises:
+        DataError: as `ope.checks`.
+    """
+    decision = decide(estimates, limits, config)
+    if worthless is not None:
+        others = decision.reason.removeprefix("rejected: ").removeprefix("accepted. ")
+        reason = f"rejected: {worthless}{'. ' if decision.accepted else '; '}{others}"
+        decision = GateDecision(decision.estimate, accepted=False, reason=reason)
+    record = decision_record(decision, estimates, limits, config)
+    # The check stands in every record, so that `accepted` is what all checks say.
+    fit = GateCheck("judge_critic/fit", worthless is None, worthless or "the judges' critic beat the untrained one")
+    return decision, record | {"checks": [*record["checks"], asdict(fit)]}
 
 
 def _with_constant(phi: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ from robot_rl.fitting.student import JointStudent
 from robot_rl.rollout import EpisodeRecord
 from robot_rl.runs.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 
+CONFIDENCE = 0.999
+
 
 @dataclass
 class OnlineState:
@@ -49,8 +51,14 @@ class OnlineState:
         return {"success_once": score.rate, "env_steps": self.env_steps, "episodes": self.episodes, "rolled_back": 0.0}
 
     def has_fallen(self, score: Proportion) -> bool:
-        """Whether the batch's Wilson interval lies below that of the best policy."""
-        return self.best_score is not None and score.high < self.best_score.low
+        """Whether the batch's 99.9 % Wilson interval lies below that of the best policy.
+
+        The best of many noisy batches is too good, so 95 % would call one batch in a few a fall.
+        """
+        if self.best_score is None:
+            return False
+        now, best = (proportion(which.k, which.n, confidence=CONFIDENCE) for which in (score, self.best_score))
+        return now.high < best.low
 
     def remember(self, score: Proportion) -> None:
         """Keep the weights when no policy had a higher lower bound."""

@@ -6,14 +6,16 @@ the second; each half keeps a fifth of its episodes to stop by.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from robot_rl.algorithms.returns import reachable_range
+from robot_rl.algorithms.rewards import RewardConfig, jitter, penalised_range, shaped_rewards
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.transitions import Transitions, transitions_of
 from robot_rl.data.windows import StepArrays, WindowSampler, split_by_episode
@@ -22,8 +24,11 @@ from robot_rl.fitting.critic import CriticFitConfig, fit_critic
 from robot_rl.fitting.model import ModelFitConfig, fit_model
 from robot_rl.runs.config import build
 
+log = logging.getLogger(__name__)
+
 VALIDATION_SHARE = 0.2
 FEWEST_EPISODES = 20
+NO_PENALTIES = RewardConfig()
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,34 @@ class RoundFits:
     judge_model: Any
     report: dict[str, Any]
 
+    @property
+    def worthless(self) -> str | None:
+        """Why the judges' critic is not to be believed, or None: its fit never beat the untrained one."""
+        return untrained(self.report, "judge_critic")
+
+
+def untrained(report: dict[str, Any], name: str) -> str | None:
+    """A sentence when no step of a critic's fit beat its untrained weights on held-out episodes, else None.
+
+    Args:
+        report: of RoundFits.
+        name: "critic" or "judge_critic".
+    """
+    if report[name]["best_step"] > 0:
+        return None
+    whose = {"critic": "the optimiser's critic", "judge_critic": "the judges' critic"}[name]
+    return f"{whose} is worthless: on held-out episodes none of {report[name]['steps']} steps beat the untrained one"
+
 
 def load_round(
-    stores: Sequence[str], policy: Any, *, gamma: float, only_success_rewarded: bool, seed: int, device: torch.device
+    stores: Sequence[str],
+    policy: Any,
+    *,
+    gamma: float,
+    only_success_rewarded: bool,
+    seed: int,
+    device: torch.device,
+    reward: RewardConfig = NO_PENALTIES,
 ) -> RoundData:
     """Read and merge the stores, and split their episodes.
 
@@ -78,6 +108,7 @@ def load_round(
         only_success_rewarded: see OfflineConfig.
         seed: of the split.
         device: where the data lives.
+        reward: penalties on top of the stored rewards.
 
     Raises:
         DataError: a store that is missing, damaged or of another spec, too few episodes, or mixed rewards.
@@ -91,6 +122,9 @@ def load_round(
             ", ".join(stores), expected=f"at least {FEWEST_EPISODES} episodes (two halves, each with a validation part)",
             got=str(number), hint="Collect more.",
         )  # fmt: skip
+    largest_jitter = float(jitter(arrays.action, window=reward.jitter_window).max())
+    low, high = (0.0, 1.0) if only_success_rewarded else (float(arrays.reward.min()), float(arrays.reward.max()))
+    arrays = replace(arrays, reward=_shaped(arrays, reward))
     windows = WindowSampler(
         arrays, history=config.history, horizon=config.horizon, execute=config.execute, keys=keys,
         episodes=np.arange(number), device=device, gamma=gamma,
@@ -102,8 +136,8 @@ def load_round(
         train, validation = split_by_episode(len(half), VALIDATION_SHARE, seed)
         sets += [half[train], half[validation]]
     limit = policy.spec.max_episode_steps or int(arrays.lengths.max())
-    low, high = (0.0, 1.0) if only_success_rewarded else (float(arrays.reward.min()), float(arrays.reward.max()))
     bounds = reachable_range(low, high, gamma=gamma, max_steps=limit, only_once=only_success_rewarded)
+    bounds = penalised_range(bounds, config=reward, max_steps=limit, largest_jitter=largest_jitter)
     mask = [torch.isin(rows.episode, torch.as_tensor(chosen, device=rows.episode.device)) for chosen in sets]
     optimizer, optimizer_validation, judge, judge_validation = (rows.rows(chosen) for chosen in mask)
     return RoundData(
@@ -111,6 +145,12 @@ def load_round(
         judge_validation=judge_validation, content_hashes=tuple(hashes), bounds=bounds,
         horizon=-(-limit // config.execute),
     )  # fmt: skip
+
+
+def _shaped(arrays: StepArrays, config: RewardConfig) -> np.ndarray:
+    ends = np.cumsum(arrays.lengths)[:-1]
+    pieces = zip(np.split(arrays.reward, ends), np.split(arrays.action, ends), strict=True)
+    return np.concatenate([shaped_rewards(reward, action, config) for reward, action in pieces])
 
 
 def _read(
@@ -156,22 +196,16 @@ def fit_round(
         critic_fit: of both critics.
         model_fit: of the model.
         seed: the judges' weights and batches come from seed + 1.
+
+    A critic that learned nothing is logged as a warning; see RoundFits.worthless.
     """
     device = data.all_rows.feature.device
-    sizes = {"feature_size": data.all_rows.feature.shape[1], "action_size": data.all_rows.action.shape[1]}
-    low, high = data.bounds
-
-    def fitted_critic(train: Transitions, validation: Transitions, number: int) -> tuple[Any, dict[str, Any]]:
-        torch.manual_seed(number)
-        network = build(critic, **sizes).to(device)
-        generator = torch.Generator(device=device).manual_seed(number)
-        report = fit_critic(network, train, validation, config=critic_fit, generator=generator, low=low, high=high)
-        return network.eval().requires_grad_(False), report.to_json()
-
-    mine, mine_report = fitted_critic(data.optimizer, data.optimizer_validation, seed)
-    judge, judge_report = fitted_critic(data.judge, data.judge_validation, seed + 1)
+    mine, mine_report = fit_optimizer_critic(data, critic, config=critic_fit, seed=seed)
+    judge, judge_report = _fitted_critic(
+        critic, data.judge, data.judge_validation, config=critic_fit, bounds=data.bounds, seed=seed + 1
+    )
     torch.manual_seed(seed + 1)
-    model = build(dynamics, **sizes).to(device)
+    model = build(dynamics, **_sizes(data.judge)).to(device)
     generator = torch.Generator(device=device).manual_seed(seed + 1)
     model_report = fit_model(model, data.judge, data.judge_validation, config=model_fit, generator=generator)
     report: dict[str, Any] = {
@@ -180,4 +214,37 @@ def fit_round(
         "judge_model": model_report.to_json(),
     }
     report |= {"episodes": int(data.all_rows.episode.max()) + 1, "content_hashes": list(data.content_hashes)}
+    for name in ("critic", "judge_critic"):
+        if (why := untrained(report, name)) is not None:
+            log.warning("%s", why)
     return RoundFits(mine, judge, model.eval().requires_grad_(False), report)
+
+
+def fit_optimizer_critic(
+    data: RoundData, critic: dict[str, Any], *, config: CriticFitConfig, seed: int
+) -> tuple[Any, dict[str, Any]]:
+    """The optimiser's critic alone, as `fit_round` makes it, and its report in JSON types."""
+    return _fitted_critic(
+        critic, data.optimizer, data.optimizer_validation, config=config, bounds=data.bounds, seed=seed
+    )
+
+
+def _fitted_critic(
+    component: dict[str, Any],
+    train: Transitions,
+    validation: Transitions,
+    *,
+    config: CriticFitConfig,
+    bounds: tuple[float, float],
+    seed: int,
+) -> tuple[Any, dict[str, Any]]:
+    torch.manual_seed(seed)
+    network = build(component, **_sizes(train)).to(train.feature.device)
+    generator = torch.Generator(device=train.feature.device).manual_seed(seed)
+    low, high = bounds
+    report = fit_critic(network, train, validation, config=config, generator=generator, low=low, high=high)
+    return network.eval().requires_grad_(False), report.to_json()
+
+
+def _sizes(rows: Transitions) -> dict[str, int]:
+    return {"feature_size": rows.feature.shape[1], "action_size": rows.action.shape[1]}

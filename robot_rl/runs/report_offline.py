@@ -1,6 +1,7 @@
 """What a report shows of an `offline` run: every decision of the gate, and how the critics and the model were fitted.
 
-Read from ope/decisions.jsonl and round_NN/fits.json; both may be missing, torn or damaged.
+Read from ope/decisions.jsonl, round_NN/fits.json and ope/calibration.json (which `robot-rl judge calibrate` writes); all
+may be missing, torn or damaged.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from robot_rl.errors import RobotRlError
 from robot_rl.runs.directory import read_json
 from robot_rl.runs.report import RunFacts, number
+from robot_rl.runs.report_calibration import judge_scatter, judged_points
 
 JUDGES = {"fqe": "FQE", "am_q": "AM-Q", "model_return": "model return"}
 GUARDS = {
@@ -22,6 +24,7 @@ GUARDS = {
     "disagreement_ratio": ("disagreement, candidate / incumbent", "max_disagreement_ratio"),
     "q_gap": ("Q(policy) - Q(data), sd", "max_q_gap"),
 }
+CRITICS = {"critic": "the optimiser's critic", "judge_critic": "the judges' critic"}
 _CRITIC_ROWS = (
     ("V at starts", "value_at_starts"),
     ("Monte-Carlo return at starts", "return_at_starts"),
@@ -32,6 +35,7 @@ _CRITIC_ROWS = (
     ("steps kept / done", ("best_step", "steps")),
 )
 _OPEN_AT_MOST = 12
+_BAD = '<span class="state bad">{}</span>'
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class OfflineFacts:
     Attributes:
         decisions: lines of ope/decisions.jsonl.
         fits: (round, content of its fits.json).
-        notes: sentences about what is missing or damaged.
+        calibration: content of ope/calibration.json; empty where there is none.
+        notes: sentences about what is missing, damaged or worthless.
     """
 
     decisions: tuple[Mapping[str, Any], ...]
     fits: tuple[tuple[str, Mapping[str, Any]], ...]
+    calibration: Mapping[str, Any]
     notes: tuple[str, ...]
 
     @property
@@ -57,22 +63,19 @@ class OfflineFacts:
 def read_offline(facts: RunFacts) -> OfflineFacts:
     """Decisions and fits of a run; nothing of both for another stage."""
     if facts.kind != "offline":
-        return OfflineFacts((), (), ())
+        return OfflineFacts((), (), {}, ())
     notes: list[str] = []
     decisions = _decisions(facts.path / "ope" / "decisions.jsonl", notes)
     fits = []
     for path in sorted(facts.path.glob("round_*/fits.json")):
-        name = f"{path.parent.name}/fits.json"
-        try:
-            value = read_json(path)
-        except (RobotRlError, OSError) as error:
-            notes.append(f"{name} can't be read: {getattr(error, 'got', error)}")
-            continue
-        if isinstance(value, dict):
-            fits.append((path.parent.name.removeprefix("round_").lstrip("0") or "0", value))
-        else:
-            notes.append(f"{name} holds no JSON object.")
-    return OfflineFacts(decisions, tuple(fits), tuple(notes))
+        value = _object(path, f"{path.parent.name}/fits.json", notes)
+        if value is not None:
+            name = path.parent.name.removeprefix("round_").lstrip("0") or "0"
+            fits.append((name, value))
+            notes += [_worthless(name, value, critic) for critic in CRITICS]
+    calibration = facts.path / "ope" / "calibration.json"
+    found = (_object(calibration, "ope/calibration.json", notes) if calibration.exists() else None) or {}
+    return OfflineFacts(decisions, tuple(fits), found, tuple(note for note in notes if note))
 
 
 def gate_sentence(facts: RunFacts) -> str:
@@ -88,7 +91,7 @@ def gate_sentence(facts: RunFacts) -> str:
 
 
 def offline_html(found: OfflineFacts) -> str:
-    """Sections "Decisions of the gate" and "Fits"; empty for a run that has neither."""
+    """Sections "Decisions of the gate", "Critics and model" and "Judges against true success"; each where it has content."""
     out = []
     if found.decisions:
         opened = len(found.decisions) <= _OPEN_AT_MOST
@@ -96,7 +99,32 @@ def offline_html(found: OfflineFacts) -> str:
         out.append(f"<h2>Decisions of the gate</h2>{_overview(found.decisions)}{details}")
     if found.fits:
         out.append("<h2>Critics and model</h2>" + "".join(_fits(name, fits) for name, fits in found.fits))
-    return "".join(out)
+    return "".join(out) + _calibration(found.calibration)
+
+
+def _object(path: Path, name: str, notes: list[str]) -> Mapping[str, Any] | None:
+    """A JSON object, or None and a note."""
+    try:
+        value = read_json(path)
+    except (RobotRlError, OSError) as error:
+        notes.append(f"{name} can't be read: {getattr(error, 'got', error)}")
+        return None
+    if not isinstance(value, dict):
+        notes.append(f"{name} holds no JSON object.")
+        return None
+    return value
+
+
+def _worthless(name: str, fits: Mapping[str, Any], critic: str) -> str:
+    """A warning when no step of a fit beat the untrained critic, else ""."""
+    if number(fits, critic, "best_step") != 0:
+        return ""
+    steps = number(fits, critic, "steps")
+    follows = "the gate has nothing to go by" if critic == "judge_critic" else "what it proposed (awr, ppo) is noise"
+    return (
+        f"Round {name}: {CRITICS[critic]} is worthless: on held-out episodes none of "
+        f"{'its' if steps is None else _figure(steps)} steps beat the untrained one, so {follows}. More episodes help."
+    )
 
 
 def _decisions(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
@@ -161,7 +189,7 @@ def _guards(decision: Mapping[str, Any]) -> str:
         beyond = value is not None and limit is not None and value > limit
         shown = "not measured" if value is None else _figure(value)
         cells = [label, f"<b>{shown}</b>" if beyond else shown, "none" if limit is None else _figure(limit)]
-        cells.append('<span class="state bad">beyond</span>' if beyond else "within" if value is not None else "")
+        cells.append(_BAD.format("beyond") if beyond else "within" if value is not None else "")
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
     return _table(["guard", "value", "limit", ""], lines)
 
@@ -196,9 +224,10 @@ def _fits(name: str, fits: Mapping[str, Any]) -> str:
     lines = []
     for label, key in _CRITIC_ROWS:
         keys = (key,) if isinstance(key, str) else key
-        shown = [
-            " / ".join(_figure(number(fits, critic, one)) for one in keys) for critic in ("critic", "judge_critic")
-        ]
+        shown = [" / ".join(_figure(number(fits, critic, one)) for one in keys) for critic in CRITICS]
+        if "best_step" in keys:
+            marks = ["" if not _worthless(name, fits, critic) else _BAD.format("worthless") for critic in CRITICS]
+            shown = [cell + mark for cell, mark in zip(shown, marks, strict=True)]
         lines.append(f"<td>{escape(label)}</td>" + "".join(f"<td>{cell}</td>" for cell in shown))
     critics = _table(["", "optimiser's critic", "judges' critic"], lines)
     model = [
@@ -213,6 +242,37 @@ def _fits(name: str, fits: Mapping[str, Any]) -> str:
     ]
     rows = [f"<td>{escape(label)}</td><td>{value}</td>" for label, value in model]
     return f"<h3>Round {escape(name)}</h3>{critics}{_table(['', 'judges’ model'], rows)}{_noise_floor(fits)}"
+
+
+def _calibration(document: Mapping[str, Any]) -> str:
+    """Rank correlation of each judge with true success over policies that were played, and the policies as points."""
+    given = document.get("rows")
+    rows = {str(r.get("judge")): r for r in given if isinstance(r, Mapping)} if isinstance(given, list) else {}
+    lines, panels = [], []
+    for judge, row in rows.items():
+        points = judged_points(document.get("policies"), judge)
+        label, shown = JUDGES.get(judge, judge), _correlation(row)
+        lines.append(
+            "".join(f"<td>{escape(cell)}</td>" for cell in (label, shown, _figure(number(row, "checkpoints"))))
+        )
+        panels.append((f"{label}: {shown}", points))
+    if not lines:
+        return ""
+    table = _table(["judge", "Spearman's rank correlation [95 %]", "policies"], lines)
+    figure = judge_scatter(panels, name="calibration")
+    caption = (
+        "<figcaption>A point is a policy that was played afterwards, its bar the Wilson 95 % interval of success. The "
+        "gate saw none of it.</figcaption>"
+    )
+    drawn = f"<figure>{figure}{caption}</figure>" if figure else ""
+    return f"<h2>Judges against true success</h2>{table}{drawn}"
+
+
+def _correlation(row: Mapping[str, Any]) -> str:
+    value, low, high = (number(row, key) for key in ("spearman", "low", "high"))
+    if value is None:
+        return "undefined (no variation)"
+    return f"{value:+.2f}" + ("" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]")
 
 
 def _noise_floor(fits: Mapping[str, Any]) -> str:

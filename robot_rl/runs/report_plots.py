@@ -63,7 +63,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]], *, name: str, lines: b
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
 
-    return _panels([lambda axes, key=key: draw(axes, key) for key in shown], name=name)  # type: ignore[misc]
+    return panels([lambda axes, key=key: draw(axes, key) for key in shown], name=name)  # type: ignore[misc]
 
 
 def _importance(metric: str) -> int:
@@ -118,7 +118,7 @@ def latency_bars(latencies: Mapping[str, Mapping[str, Any]], *, name: str) -> st
         axes.set_xlabel("ms for one decision")
         axes.grid(axis="y", visible=False)
 
-    return _panels([draw], name=name, width=6.5, height=0.5 + 0.32 * len(bars))
+    return panels([draw], name=name, width=6.5, height=0.5 + 0.32 * len(bars))
 
 
 def trajectories(projections: Sequence[Projection], *, name: str) -> str:
@@ -142,7 +142,7 @@ def trajectories(projections: Sequence[Projection], *, name: str) -> str:
 
     drawings: list[Callable[[Any], None]] = [lambda axes, p=p: draw(axes, p) for p in projections]  # type: ignore[misc]
     columns = 3 if len(drawings) == 3 else 2
-    return _panels(drawings, name=name, columns=columns, width=_PAGE_INCHES / columns, height=3.3) if drawings else ""
+    return panels(drawings, name=name, columns=columns, width=_PAGE_INCHES / columns, height=3.3) if drawings else ""
 
 
 def episode_lengths(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, name: str) -> str:
@@ -167,7 +167,7 @@ def episode_lengths(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, name: st
 
     drawings: list[Callable[[Any], None]] = [lambda axes, label=label: draw(axes, label) for label in tables]  # type: ignore[misc]
     columns = min(2, len(drawings))
-    return _panels(drawings, name=name, columns=columns, width=_PAGE_INCHES / columns, height=2.2) if drawings else ""
+    return panels(drawings, name=name, columns=columns, width=_PAGE_INCHES / columns, height=2.2) if drawings else ""
 
 
 def png_base64(image: UInt8[Array, "H W 3"]) -> str:
@@ -183,7 +183,7 @@ def _is_counted(episode: Mapping[str, Any]) -> bool:
     return all(isinstance(episode.get(key), int) and abs(episode[key]) < 2**53 for key in ("seed", "length"))
 
 
-def _panels(
+def panels(
     drawings: Sequence[Callable[[Any], None]], *, name: str, columns: int = _COLUMNS, width: float = _PAGE_INCHES / _COLUMNS,
     height: float = 2.4,
 ) -> str:  # fmt: skip

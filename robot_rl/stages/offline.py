@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
-from robot_rl.algorithms.ope import GateConfig, decide, decision_record, paired_estimate
+from robot_rl.algorithms.ope import GateConfig, paired_estimate
 from robot_rl.algorithms.rewards import RewardConfig
 from robot_rl.contracts import DenoisingPolicy
 from robot_rl.data.store import EpisodeStore
@@ -47,7 +47,7 @@ from robot_rl.fitting.denoising_ppo import (
     executed_action,
 )
 from robot_rl.fitting.handover import handover_document
-from robot_rl.fitting.judges import JudgeConfig, JudgedTask, Judges, compare, guards
+from robot_rl.fitting.judges import JudgeConfig, JudgedTask, Judges, compare, decide_with, guards
 from robot_rl.fitting.model import ModelFitConfig
 from robot_rl.fitting.proposals import (
     ImitationConfig,
@@ -194,10 +194,10 @@ def run(config: OfflineConfig, run: RunDirectory) -> dict[str, Any]:
                     estimates, limits = compare(found, kept), guards(found, kept, kl=numbers.get("kl_nats"))
                     # Imitation stays near the data by what it is; its distance to the incumbent says nothing.
                     gate = config.gate if method is Method.ppo else replace(config.gate, max_kl=None)
-                    decision = decide(estimates, limits, gate)
+                    decision, judged = decide_with(estimates, limits, gate, worthless=fits.worthless)
                     answer = decision.accepted
                     record = {"round": number, "method": method.value, "proposal": len(records), "numbers": numbers}
-                    records.append(record | decision_record(decision, estimates, limits, gate))
+                    records.append(record | judged)
                     _write(run, metrics, records[-1])
                     progress.advance(1, f"{method.value} {'kept' if answer else 'rejected'}")
                     log.info("round %d, %s: %s", number, method.value, decision.reason)

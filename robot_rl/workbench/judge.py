@@ -1,9 +1,11 @@
-"""Do the judges of the offline stage judge well? `robot-rl judge calibrate RUN POLICY POLICY POLICY ... --env NAME`.
+"""Do the judges of the offline stage judge well? `robot-rl judge calibrate ...` and `robot-rl judge sabotage ...`.
 
     robot-rl judge calibrate runs/<offline run> runs/<policy> runs/<policy>/checkpoints/step_001000 ... --env pick_cube
+    robot-rl judge sabotage --env point_reach env.max_episode_steps=20 expert=point_reach expert.noise_sd=0.4 --runs 20
 
-Rebuilds the judges of an offline run, scores every given policy with each of them, plays the policies, and prints
-Spearman's rank correlation of judge and true success. The simulator measures here; in the stage it never chooses.
+calibrate rebuilds the judges of an offline run, scores every given policy with each of them, plays the policies, and
+prints Spearman's rank correlation of judge and true success. sabotage breaks the optimiser's part of the offline stage
+on purpose and counts what the gate still let through. The simulator measures here; in the stage it never chooses.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,13 @@ import torch
 
 from robot_rl.errors import ConfigError
 from robot_rl.runs.directory import write_json
-from robot_rl.workbench import judge_calibrate
+from robot_rl.workbench import judge_calibrate, judge_sabotage
+from robot_rl.workbench.judge_breaks import SABOTAGES
 from robot_rl.workbench.judge_play import environment, origin
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the study and print its table.
+    """Run one of the two studies and print its table.
 
     Raises:
         ConfigError: wrong words.
@@ -35,7 +39,7 @@ def main(words: Sequence[str]) -> int:
     command = f"robot-rl judge {shlex.join(words)}"
     overrides = [word for word in asked.words if "=" in word]
     paths = [word for word in asked.words if "=" not in word]
-    document = _calibrate(asked, paths, overrides, command)
+    document = (_calibrate if asked.study == "calibrate" else _sabotage)(asked, paths, overrides, command)
     print(json.dumps(document, indent=2) if asked.json else document["text"])
     return 0
 
@@ -58,6 +62,27 @@ def _calibrate(
     return _written(document, output, judge_calibrate.as_text(document))
 
 
+def _sabotage(
+    asked: argparse.Namespace, paths: Sequence[str], overrides: Sequence[str], command: str
+) -> dict[str, Any]:
+    kinds = len(SABOTAGES)
+    if paths or asked.runs < kinds or asked.runs % kinds:
+        raise ConfigError(
+            "judge sabotage", expected=f"key=value words, and --runs a multiple of {kinds} (kinds of sabotage)",
+            got=f"words {list(paths)}, --runs {asked.runs}", hint="Use --runs 20.",
+        )  # fmt: skip
+    seeds = range(asked.seed, asked.seed + asked.runs // kinds)
+    with tempfile.TemporaryDirectory() as temporary:
+        document = judge_sabotage.study(
+            [f"env={asked.env}", *overrides], seeds, folder=asked.folder or Path(temporary),
+            evaluation=range(asked.first_seed, asked.first_seed + asked.episodes), num_envs=asked.num_envs,
+        )  # fmt: skip
+    last = asked.first_seed + asked.episodes - 1
+    document |= origin(command, seeds=f"runs {seeds[0]}-{seeds[-1]}; evaluation {asked.first_seed}-{last}")
+    output = asked.output or Path(f"docs/results/sabotage_{asked.env}.json")
+    return _written(document, output, judge_sabotage.as_text(document))
+
+
 def _written(document: dict[str, Any], output: Path, text: str) -> dict[str, Any]:
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, document)
@@ -69,12 +94,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="robot-rl judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("study", choices=("calibrate",))
-    parser.add_argument("words", nargs="*", help="the offline run, policies (runs or checkpoints), env.key=value")
+    parser.add_argument("study", choices=("calibrate", "sabotage"))
+    parser.add_argument(
+        "words", nargs="*",
+        help="calibrate: the offline run, policies (runs or checkpoint folders), env.key=value; sabotage: env.key=value, "
+        "expert=name, expert.key=value, num_episodes=N (demonstrations, and roll-outs), policy.key=value and train.key=value of "
+        "imitation, and any key=value of offline",
+    )  # fmt: skip
     parser.add_argument("--env", required=True, help="configuration of env")
     parser.add_argument("--episodes", type=int, default=100, help="roll-outs a policy (%(default)s)")
     parser.add_argument("--first-seed", type=int, default=900_000, help="of the roll-outs (%(default)s)")
     parser.add_argument("--num-envs", type=int, default=8, help="envs side by side; changes no figure (%(default)s)")
+    parser.add_argument("--runs", type=int, default=20, help="sabotage: runs, honest ones come on top (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="sabotage: first seed of the runs (%(default)s)")
+    parser.add_argument("--folder", type=Path, help="sabotage: keep the runs there")
     parser.add_argument("--output", type=Path, help="of the JSON")
     parser.add_argument("--json", action="store_true", help="print the JSON")
     return parser

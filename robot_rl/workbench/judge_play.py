@@ -1,4 +1,4 @@
-"""What `robot-rl judge` needs: an environment from words, true success by roll-outs, and the origin."""
+"""What both studies of `robot-rl judge` need: an environment from words, true success by roll-outs, and the origin."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
+from robot_rl.algorithms.comparison import count_pairs, mcnemar_p, paired_interval
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.rollout import PolicyActor, rollout
 from robot_rl.runs.config import build, load_config
@@ -42,6 +43,22 @@ def play(env: Mapping[str, Any], policy: Any, seeds: Sequence[int], *, num_envs:
         return [record.success_once for record in rollout(built, actor, seeds)]
     finally:
         built.close()
+
+
+def against(candidate: Sequence[bool], incumbent: Sequence[bool]) -> dict[str, Any]:
+    """Candidate against incumbent on the same seeds.
+
+    Returns:
+        {"k", "incumbent_k", "n", "difference", "low", "high" (Tango's 95 % interval), "p_value" (exact McNemar),
+        "is_worse", "is_better" (the interval is without zero)}.
+    """
+    pairs = count_pairs(incumbent, candidate)
+    interval = paired_interval(pairs["only_a"], pairs["only_b"], n=len(candidate))
+    return {
+        "k": sum(candidate), "incumbent_k": sum(incumbent), "n": len(candidate), "difference": interval.difference,
+        "low": interval.low, "high": interval.high, "p_value": mcnemar_p(pairs["only_a"], pairs["only_b"]),
+        "is_worse": interval.high < 0, "is_better": interval.low > 0,
+    }  # fmt: skip
 
 
 def origin(command: str, *, seeds: str) -> dict[str, str]:

@@ -324,7 +324,7 @@ def test_roll_back_restores_the_best_weights_with_half_the_step() -> None:
     state.remember(proportion(80, 100))
     best = {name: value.clone() for name, value in policy.state_dict().items()}
     improve(learner, play(policy, 3)[0], config=UPDATE)
-    assert not state.has_fallen(proportion(70, 100))  # intervals overlap
+    assert not state.has_fallen(proportion(65, 100))  # 95 % intervals do not overlap, but the best of many is lucky
     state.remember(proportion(70, 100))
     assert state.best_score == proportion(80, 100)
     assert state.has_fallen(proportion(40, 100))

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from robot_rl.algorithms.ope import GateConfig, SupportGuards, decide, decision_record
+from robot_rl.algorithms.statistics import proportion
 from robot_rl.runs.report import read_run
+from robot_rl.runs.report_calibration import Point, judged_points
 from robot_rl.runs.report_offline import read_offline
 from robot_rl.runs.report_page import report_html
 from robot_rl.runs.report_text import sentence
@@ -175,3 +177,95 @@ def test_damaged_fits_are_no_crash(tmp_path: Path, content: str) -> None:
     (run / "round_00/fits.json").write_text(content)
     html = report_html(read_run(run))
     assert ("round_00/fits.json" in Page(html).text) == (not content.startswith('{"critic"'))
+
+
+def policies() -> list[dict[str, Any]]:
+    """Scores 0.1, 0.2, 0.3 with 0, 5 and 10 of 10 successes."""
+    return [
+        {"policy": f"runs/p{i}", "success": {"k": 5 * i, "n": 10}, "fqe": 0.1 + 0.1 * i, "am_q": -1.0 * i}
+        for i in range(3)
+    ]
+
+
+def write_calibration(run: Path, **changes: Any) -> None:
+    rows = [
+        {"judge": "fqe", "checkpoints": 3, "spearman": 1.0, "low": 0.5, "high": 1.0},
+        {"judge": "am_q", "checkpoints": 3, "spearman": -1.0, "low": -1.0, "high": -0.25},
+        {"judge": "model_return", "checkpoints": 3, "spearman": None, "low": None, "high": None},
+    ]
+    document = {"title": "x", "rows": rows, "policies": policies()} | changes
+    (run / "ope/calibration.json").write_text(json.dumps(document))
+
+
+def test_calibration_table_and_one_panel_a_judge(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", decisions=decisions())
+    assert "Judges against true success" not in report_html(read_run(run))
+    write_calibration(run)
+    html = report_html(read_run(run))
+    text = Page(html).text
+    assert "FQE +1.00 [+0.50, +1.00] 3" in text
+    assert "AM-Q -1.00 [-1.00, -0.25] 3" in text
+    assert "model return undefined (no variation) 3" in text
+    # No policy has a score of the third judge: it has a row, but no panel.
+    figure = html[html.index("Judges against true success") :].partition("</figure>")[0]
+    assert figure.count("true success</text>") == 2
+    assert "FQE: +1.00 [+0.50, +1.00]</text>" in figure
+    assert "model return:" not in figure
+
+
+def test_points_of_a_judge() -> None:
+    empty, half, all_won = (proportion(k, 10) for k in (0, 5, 10))
+    assert judged_points(policies(), "am_q") == [
+        Point(0.0, 0.0, empty.low, empty.high),
+        Point(-1.0, 0.5, half.low, half.high),
+        Point(-2.0, 1.0, all_won.low, all_won.high),
+    ]
+    assert half.low == pytest.approx(0.2366, abs=1e-4)  # Wilson, 5 of 10
+    broken = [
+        None,
+        3,
+        {},
+        {"fqe": 1.0},
+        {"fqe": 1.0, "success": {"k": 11, "n": 10}},
+        {"fqe": 1.0, "success": {"k": 0, "n": 0}},
+    ]
+    broken += [{"fqe": value, "success": {"k": 1, "n": 2}} for value in (None, "x", float("nan"), float("inf"), True)]
+    assert judged_points([*broken, *policies()], "fqe") == judged_points(policies(), "fqe")
+    assert judged_points(HOSTILE, "fqe") == []
+
+
+@pytest.mark.parametrize("value", [None, [], {}, HOSTILE, 3, [1, "x", None], [{"judge": HOSTILE}], [{"success": 3}]])
+@pytest.mark.parametrize("key", ["rows", "policies"])
+def test_a_damaged_calibration_is_no_crash(tmp_path: Path, key: str, value: Any) -> None:
+    run = write_run(tmp_path / "run", decisions=decisions())
+    write_calibration(run, **{key: value})
+    page = Page(report_html(read_run(run)))
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+
+
+@pytest.mark.parametrize(("content", "part"), [("[1]", "holds no JSON object"), ("{", "can't be read")])
+def test_an_unreadable_calibration_is_named(tmp_path: Path, content: str, part: str) -> None:
+    run = write_run(tmp_path / "run", decisions=decisions())
+    (run / "ope/calibration.json").write_text(content)
+    assert f"ope/calibration.json {part}" in Page(report_html(read_run(run))).text
+
+
+def test_a_critic_that_never_beat_the_untrained_one_is_a_warning(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", decisions=decisions())
+    assert "worthless" not in report_html(read_run(run))
+    fits = FITS | {"judge_critic": {"best_step": 0, "steps": 900}}
+    (run / "round_00/fits.json").write_text(json.dumps(fits))
+    found = read_offline(read_run(run))
+    (note,) = found.notes
+    assert note == (
+        "Round 0: the judges' critic is worthless: on held-out episodes none of 900 steps beat the untrained one, so the "
+        "gate has nothing to go by. More episodes help."
+    )
+    text = Page(report_html(read_run(run))).text
+    assert note in text
+    assert "steps kept / done 1200 / 2700 0 / 900 worthless" in text
+    (run / "round_00/fits.json").write_text(json.dumps({"critic": {"best_step": 0}, "judge_critic": {"best_step": 1}}))
+    text = Page(report_html(read_run(run))).text
+    assert "Round 0: the optimiser's critic is worthless" in text
+    assert "the judges' critic is worthless" not in text
