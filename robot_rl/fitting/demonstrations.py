@@ -67,9 +67,13 @@ class Imitated:
         self._windows: WindowSampler | None = None
         self._build()
 
-    def add(self, episodes: Sequence[Episode]) -> int:
-        """Take the human's stretches of new episodes; returns how many steps that were."""
-        stretches = [part for episode in episodes for part in human_segments(episode)]
+    def add(self, episodes: Sequence[Episode], *, successes: bool = False) -> int:
+        """Take the human's stretches of new episodes, or all of those that succeeded; returns how many steps that were."""
+        stretches = [
+            part
+            for episode in episodes
+            for part in ([episode] if successes and episode.success.any() else human_segments(episode))
+        ]
         if stretches:
             self._parts.append(StepArrays.from_episodes(stretches, self._keys))
             self._build()

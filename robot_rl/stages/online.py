@@ -76,6 +76,7 @@ class OnlineConfig:
         critic: component, used when the checkpoint has no critic.
         intervener: component of who may take over, or empty; `intervener=scripted` stands in for a person in simulation.
         demonstrations: EpisodeStores whose successful and human steps the anchor imitates; may be empty.
+        imitate_successes: the anchor imitates the successful episodes of this run as well (self-imitation).
         evaluation: an `evaluate` run of the same policy whose success must be reproduced before the first update.
         max_env_steps: of training; the iteration that passes it is the last.
         episodes_per_iteration: whole episodes played by one set of weights.
@@ -103,6 +104,7 @@ class OnlineConfig:
     critic: dict[str, Any] = field(default_factory=dict)
     intervener: dict[str, Any] = field(default_factory=dict)
     demonstrations: list[str] = field(default_factory=list)
+    imitate_successes: bool = False
     evaluation: str = ""
     max_env_steps: int = 150_000
     episodes_per_iteration: int = 100
@@ -201,11 +203,11 @@ def _check(config: OnlineConfig) -> None:
             f"episodes_per_iteration={config.episodes_per_iteration} num_envs={config.num_envs}",
             hint="See `robot-rl online --help`.",
         )  # fmt: skip
-    if config.intervener and not config.save_episodes:
+    if (config.intervener or config.imitate_successes) and not config.save_episodes:
         raise ConfigError(
-            "online.save_episodes", expected="true when somebody may intervene", got="false",
-            hint="Set save_episodes=true: what the human showed is imitated, after a restart too, and is data for the next "
-            "offline round.",
+            "online.save_episodes", expected="true when episodes of this run are imitated", got="false",
+            hint="Set save_episodes=true: what the human or the policy showed is imitated, after a restart too, and is data "
+            "for the next offline round.",
         )  # fmt: skip
 
 
@@ -289,13 +291,15 @@ class _Recorder:
     """Keeps episodes where asked for, and what the anchor imitates: demonstrations and the human's stretches."""
 
     def __init__(self, config: OnlineConfig, run: RunDirectory, policy: Any) -> None:
-        self._imitated = Imitated(policy, config.demonstrations)
+        self._imitated, self._successes = Imitated(policy, config.demonstrations), config.imitate_successes
         self._store: EpisodeStore | None = None
         if config.save_episodes:
             self._store = EpisodeStore.open_or_create(
                 run.path / "episodes.zarr", policy.spec, metadata={"collector": "policy", "stage": "online"}
             )
-            self._imitated.add([self._store.episode(index) for index in range(len(self._store))])
+            self._imitated.add(
+                [self._store.episode(index) for index in range(len(self._store))], successes=self._successes
+            )
         self._new: list[Episode] = []
 
     def __enter__(self) -> _Recorder:
@@ -307,12 +311,14 @@ class _Recorder:
 
     def keep(self, record: EpisodeRecord, episode: Episode) -> None:
         """Store the episode, unless a run that was killed behind it has it already."""
-        if self._store is not None and record.seed not in {int(seed) for seed in self._store.seeds}:
+        if self._store is not None:
+            if record.seed in {int(seed) for seed in self._store.seeds}:
+                return
             self._store.append(episode)
-            self._new.append(episode)
+        self._new.append(episode)
 
     def anchor(self) -> Callable[[Any, torch.Generator], torch.Tensor] | None:
         """The imitation loss over everything so far, or None when there is nothing to imitate."""
-        self._imitated.add(self._new)
+        self._imitated.add(self._new, successes=self._successes)
         self._new = []
         return self._imitated.loss if self._imitated.num_windows else None

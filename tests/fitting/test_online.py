@@ -209,6 +209,17 @@ def test_the_imitation_term_sees_the_humans_stretches_and_nothing_behind_them() 
     assert float((learned - 0.25).abs().mean()) < 0.1
 
 
+def test_self_imitation_takes_whole_successful_episodes_alone() -> None:
+    policy = make_policy()
+    _, episodes = play(policy, 4)
+    episodes = [replace(e, success=np.arange(len(e)) == len(e) - 1) if i % 2 else e for i, e in enumerate(episodes)]
+    won = [episode for episode in episodes if episode.success.any()]
+    assert 0 < len(won) < len(episodes)
+    imitated = Imitated(policy)
+    assert imitated.add(episodes) == 0
+    assert imitated.add(episodes, successes=True) == sum(len(episode) for episode in won) == imitated.num_windows
+
+
 UPDATE = UpdateConfig(
     gamma=GAMMA, trace=0.95, max_kl=1e9, ppo=OnlinePpoConfig(batch_size=16, epochs=2, learning_rate=1e-3, kl_stop=10.0),
     value=ValueConfig(epochs=2, batch_size=16),
