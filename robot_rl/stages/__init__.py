@@ -1,3 +1,3 @@
 """The pipeline: one readable file a stage."""
 
-STAGES = ("collect", "imitate", "offline", "online", "distill_onestep", "export", "evaluate", "pipeline")
+STAGES = ("collect", "imitate", "offline", "online", "baseline", "distill_onestep", "export", "evaluate", "pipeline")
