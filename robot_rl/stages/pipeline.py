@@ -98,21 +98,21 @@ def run(config: PipelineConfig, run: RunDirectory) -> dict[str, Any]:
     teacher = chain.path("imitate")
     chain.evaluated("imitate", teacher, data={"env_steps": 0, "episodes": 0})
 
+    stores = [dataset]
     if config.with_offline:
-        stores = [dataset, str(run.path / "rollouts.zarr")]
+        stores.append(str(run.path / "rollouts.zarr"))
         played = chain.stage(
             "rollouts", collect.run,
             replace(config.rollouts, dataset=stores[1], policy=teacher, mode=SamplingMode.eta1, **shared),
         )  # fmt: skip
-        settings = replace(config.offline, critic=config.critic, dynamics=config.dynamics)
-        chain.stage("offline", offline.run, replace(settings, datasets=stores, policy=teacher, **shared))
+        judged = replace(config.offline, critic=config.critic, dynamics=config.dynamics)
+        chain.stage("offline", offline.run, replace(judged, datasets=stores, policy=teacher, **shared))
         teacher = chain.path("offline")
         chain.evaluated("offline", teacher, data=played, parts=("rollouts",))
 
     if config.with_online:
-        improved = chain.stage(
-            "online", online.run, replace(config.online, policy=teacher, critic=config.critic, **shared)
-        )
+        settings = replace(config.online, policy=teacher, critic=config.critic, demonstrations=stores)
+        improved = chain.stage("online", online.run, replace(settings, **shared))
         teacher = chain.path("online")
         chain.evaluated("online", teacher, data=improved)
 
