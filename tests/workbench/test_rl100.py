@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from robot_rl.errors import RunError
 from robot_rl.workbench.rl100 import _compared, _row, _stage
 
 
@@ -34,11 +35,16 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_a_failing_stage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"robot-rl collect(.|\n)*such_key"):
+        _stage(tmp_path / "collect", "collect", "no_such_key=1")
+
+
+def test_a_task_without_a_flawed_expert_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "robot_rl", "rl100", "--env", "nowhere", "--seeds", "0", "--folder", "f"],
+        [sys.executable, "-m", "robot_rl", "rl100", "--env", "stack_cub", "--seeds", "0", "--folder", "f"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert "robot-rl collect" in done.stderr
-    assert "nowhere" in done.stderr
+    assert done.returncode == 2
+    assert "Did you mean 'stack_cube'" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "f").exists()
