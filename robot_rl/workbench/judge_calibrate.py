@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from robot_rl.runs.directory import RunDirectory, read_json
 from robot_rl.runs.training import pick_device
 from robot_rl.stages.offline import OfflineConfig
 from robot_rl.workbench.judge_play import play
+
+log = logging.getLogger(__name__)
 
 JUDGES = ("am_q", "model_return", "fqe")
 FEWEST = 3
@@ -49,9 +53,13 @@ def calibrate(
     """
     config, judges, incumbent, data = rebuild(run)
     rows: list[dict[str, Any]] = []
+    seen: dict[str, str] = {}
     for path in policies:
         policy = in_mode(path, config, device=incumbent.device)
         check_same_space(path, policy, incumbent, data)
+        if (twin := seen.setdefault(weights_hash(policy), path)) != path:
+            log.warning("%s has the weights of %s and is left out: it would count twice", path, twin)
+            continue
         scores = judges.score(policy).to_json()
         won = play(env, policy, seeds, num_envs=num_envs)
         found = proportion(sum(won), len(won))
@@ -69,6 +77,14 @@ def calibrate(
         ],
         "policies": rows,
     }
+
+
+def weights_hash(policy: Any) -> str:
+    """sha256 of all weights, so that one policy under two paths counts once."""
+    digest = hashlib.sha256()
+    for name, value in sorted(policy.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def rebuild(run: Path) -> tuple[OfflineConfig, Judges, Any, RoundData]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_decisions_are_recorded_and_a_restart_makes_the_same(place: Path) -> Non
     protocol = json.loads((only(place / "runs_best") / "summary.json").read_text())["protocol"]
     assert protocol["policy"]["best_of"] == 4
     assert protocol["policy"]["sampling"].startswith("best of 4, eta1")
-    policies = [str(only(place / "imitate")), str(run), str(run / "round_00/awr")]
+    policies = [str(only(place / "imitate")), str(run / "round_00/success_only"), str(run / "round_00/awr")]
     words = ["judge", "calibrate", str(run), *policies, "--env", "point_reach", "env.max_episode_steps=20"]
     robot_rl(*words, "--episodes", "10", cwd=place)
     found = json.loads((run / "ope/calibration.json").read_text())
@@ -218,3 +219,19 @@ def test_pure_offline_needs_no_simulator(place: Path) -> None:
         timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_calibrate_scores_and_plays_every_policy_once(place: Path) -> None:
+    run, _ = offline(place, "methods=[merged,success_only]", root="runs_calibrated")
+    policies = [only(place / "imitate"), *(run / "round_00" / name for name in ("merged", "success_only"))]
+    words = ["judge", "calibrate", str(run), *map(str, policies), "--env", "point_reach"]
+    done = robot_rl(*words, "env.max_episode_steps=20", "--episodes", "12", cwd=place)
+    assert "has the weights of" not in done.stderr
+    document = json.loads((run / "ope" / "calibration.json").read_text())
+    assert [row["policy"] for row in document["policies"]] == [str(policy) for policy in policies]
+    copied = shutil.copytree(policies[1], place / "a_copy", symlinks=True)
+    done = robot_rl(*words, str(copied), "env.max_episode_steps=20", "--episodes", "12", cwd=place)
+    assert f"{copied} has the weights of {policies[1]} and is left out" in done.stderr
+    again = json.loads((run / "ope" / "calibration.json").read_text())
+    assert again["policies"] == document["policies"]
+    assert all(row["checkpoints"] == 3 for row in again["rows"])
