@@ -270,7 +270,7 @@ def test_many_equal_policies(gain: float, episodes: int) -> None:
         assert rates["gate"] <= 0.05
 
 
-GUARDS = SupportGuards(kl=0.5, disagreement_ratio=1.1, q_gap=0.3)
+GUARDS = SupportGuards(kl=0.1, disagreement_ratio=1.1, q_gap=0.3)
 
 
 def estimate(incumbent: float, candidate: float, half: float = 0.01) -> OpeEstimate:
