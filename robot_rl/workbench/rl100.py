@@ -90,11 +90,11 @@ def _policies(asked: argparse.Namespace, place: Path, seed: int) -> dict[str, Pa
     env = [f"env={asked.env}", "env.fast_cpu=true", f"seed={seed}"]
     demos, plain, noisy = (str(place / f"{name}.zarr") for name in ("demos", "rollouts", "noisy_rollouts"))
     first = 10_000 * seed
-    _stage(
+    finished_stage(
         place / "collect", "collect", *env, *FLAWS[asked.env], f"expert.seed={seed}", "num_episodes=150",
         f"first_seed={first}", f"dataset={demos}",
     )  # fmt: skip
-    imitation = _stage(
+    imitation = finished_stage(
         place / "imitate", "imitate", *env, f"dataset={demos}", "only_success=false", "policy=mlp", "train.threads=1",
         f"train.num_steps={asked.imitate_steps}", f"train.checkpoint_every_steps={asked.imitate_steps}",
     )  # fmt: skip
@@ -102,20 +102,22 @@ def _policies(asked: argparse.Namespace, place: Path, seed: int) -> dict[str, Pa
         ("rollouts", plain, ["num_episodes=200", f"first_seed={first + 2_000}"]),
         ("noisy_rollouts", noisy, ["num_episodes=300", f"first_seed={first + 4_000}", "sigma_min=0.1"]),
     ):
-        _stage(place / name, "collect", *env, f"policy={imitation}", f"mode={MODE}", f"dataset={dataset}", *words)
+        finished_stage(
+            place / name, "collect", *env, f"policy={imitation}", f"mode={MODE}", f"dataset={dataset}", *words
+        )
     data = [f"policy={imitation}", f"datasets=['{demos}','{plain}','{noisy}']", f"seed={seed}"]
-    controls = _stage(
+    controls = finished_stage(
         place / "controls", "offline", *data, f"methods=[{','.join(METHODS)}]", "gate.rule=never", "ppo.proposals=0"
     )
     found = {"imitation": imitation} | {method: controls / "round_00" / method for method in METHODS}
-    return found | {"offline": _stage(place / "offline", "offline", *data)}
+    return found | {"offline": finished_stage(place / "offline", "offline", *data)}
 
 
 def _evaluations(asked: argparse.Namespace, place: Path, seed: int, policies: dict[str, Path]) -> dict[str, list[bool]]:
     """Success of every policy on the evaluation seeds, in their order."""
     out = {}
     for name, policy in policies.items():
-        run = _stage(
+        run = finished_stage(
             place / f"evaluate_{name}", "evaluate", f"env={asked.env}", "env.fast_cpu=true", f"policy={policy}",
             f"mode={MODE}", f"num_episodes={asked.episodes}", f"first_seed={asked.first_seed}", f"seed={seed}",
         )  # fmt: skip
@@ -145,7 +147,7 @@ def _row(seed: int, name: str, values: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stage(root: Path, stage: str, *words: str) -> Path:
+def finished_stage(root: Path, stage: str, *words: str) -> Path:
     """The finished run of a stage below `root`; made, or continued, when it is not there."""
     found = sorted(root.glob("*/status.json"))
     for status in found:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from robot_rl.errors import RunError
-from robot_rl.workbench.rl100 import _compared, _row, _stage
+from robot_rl.workbench.rl100 import _compared, _row, finished_stage
+from robot_rl.workbench.rl100_online import table
 
 
 def test_comparison_by_hand() -> None:
@@ -31,12 +32,12 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     run = tmp_path / "collect" / "2026-01-01_00-00-00_collect_x_s0"
     run.mkdir(parents=True)
     (run / "status.json").write_text(json.dumps({"state": "finished", "stage": "collect"}))
-    assert _stage(tmp_path / "collect", "collect", "no=such_key") == run
+    assert finished_stage(tmp_path / "collect", "collect", "no=such_key") == run
 
 
 def test_a_failing_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"robot-rl collect(.|\n)*such_key"):
-        _stage(tmp_path / "collect", "collect", "no_such_key=1")
+        finished_stage(tmp_path / "collect", "collect", "no_such_key=1")
 
 
 def test_a_task_without_a_flawed_expert_is_refused(tmp_path: Path) -> None:
@@ -48,3 +49,21 @@ def test_a_task_without_a_flawed_expert_is_refused(tmp_path: Path) -> None:
     assert "Did you mean 'stack_cube'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "f").exists()
+
+
+def test_online_table_by_hand() -> None:
+    teacher, head = [True] * 9 + [False], [False] + [True] * 9
+    wins = {"offline": [True, False] * 5, "online": teacher, "one step, ONNX": head}
+    cost = {"offline": (0, 0.0), "online": (1000, 90.0), "one step, ONNX": (20, 60.0)}
+    rows = table({4: (wins, cost), 5: (wins, cost)})
+    assert [(row["training seed"], row["policy"]) for row in rows[2:4]] == [("4", "one step, ONNX"), ("5", "offline")]
+    assert rows[1]["env steps"] == 1000
+    assert rows[1]["minutes"] == 1.5
+    assert rows[1]["longest run"] == 9
+    assert rows[0]["against its teacher"] == "-"
+    # One pair won and one lost of ten: no difference, Tango's interval is symmetric about it.
+    shown = rows[2]["against its teacher"]
+    assert shown.startswith(("+0.0 points (-", "-0.0 points (-"))
+    low, high = (float(part) for part in shown.split("(")[1].rstrip(")").split(" to "))
+    assert low == -high
+    assert [row["success once"] for row in rows[-3:]] == ["10/20", "18/20", "18/20"]
