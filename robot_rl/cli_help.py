@@ -14,7 +14,20 @@ from typing import Any, get_type_hints
 from robot_rl.errors import ConfigError
 from robot_rl.stages import STAGES
 
-TOOLS = ("report", "compare", "results", "check", "doctor", "bench", "data", "sweep", "rl100", "rl100_online", "judge", "adapt")
+TOOLS = (
+    "report",
+    "compare",
+    "results",
+    "check",
+    "doctor",
+    "bench",
+    "data",
+    "sweep",
+    "rl100",
+    "rl100_online",
+    "judge",
+    "adapt",
+)
 COMMANDS = (*STAGES, *TOOLS, "info")
 
 OPTIONS = """Options:
