@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation, StepResult
 
@@ -89,6 +90,21 @@ class DenoisingPolicy(Policy, Protocol):
     ) -> tuple[Float32[Array, "B Tp A"], float]:
         """Mean and standard deviation of the next latent at denoising step `step` (0 = noisiest)."""
         ...
+
+
+def check_is_diffusion(policy: Any, where: str, *, hint: str) -> None:
+    """Refuse what has no chain of denoising steps: an exported policy, a baseline, a one-step head.
+
+    A head satisfies DenoisingPolicy too, for RL on the head itself, but it has one step and no denoising loss.
+
+    Raises:
+        PolicyError: with `hint`.
+    """
+    if not isinstance(policy, DenoisingPolicy) or policy.sampler.num_steps < 2:
+        raise PolicyError(
+            where, expected="a diffusion policy (an `imitate`, `offline` or `online` run)", got=type(policy).__name__,
+            hint=hint,
+        )  # fmt: skip
 
 
 @runtime_checkable

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from robot_rl.arrays import Array, Bool, Float32
-from robot_rl.contracts import DenoisingPolicy
+from robot_rl.contracts import check_is_diffusion
 from robot_rl.errors import ConfigError, PolicyError, RobotRlError
 from robot_rl.fitting.denoising_ppo import executed_action
 from robot_rl.runs.checkpoint import Checkpoint, load_policy
 from robot_rl.runs.config import build
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
+
+HINT = "Leave best_of and critic out for a one-step or exported policy."
 
 
 class BestOfPolicy:
@@ -36,7 +38,7 @@ class BestOfPolicy:
     def __init__(self, policy: Any, critic: Any, number: int) -> None:
         if number < 1:
             raise ConfigError("best_of", expected="at least 1", got=str(number), hint="Set best_of=8.")
-        _check_is_diffusion(policy, "best of N")
+        check_is_diffusion(policy, "best of N", hint=HINT)
         self.policy, self.critic, self.number = policy, critic, number
 
     @property
@@ -105,7 +107,7 @@ def load_critic(path: str, policy: Any) -> Any:
         RunError: no checkpoint there, or a damaged one.
         PolicyError: a checkpoint without a critic, or one of another feature space.
     """
-    _check_is_diffusion(policy, path)
+    check_is_diffusion(policy, path, hint=HINT)
     fitted, _spec, checkpoint = load_policy(path)
     if "critic" not in checkpoint.documents or "critic" not in checkpoint.tensors:
         raise PolicyError(
@@ -123,14 +125,6 @@ def load_critic(path: str, policy: Any) -> Any:
             got=f"{type(error).__name__}: {error}", hint="Use the code of the commit in the run's provenance.json.",
         ) from error  # fmt: skip
     return critic.to(policy.device).eval().requires_grad_(False)
-
-
-def _check_is_diffusion(policy: Any, where: str) -> None:
-    if not isinstance(policy, DenoisingPolicy):
-        raise PolicyError(
-            where, expected="a diffusion policy (an `imitate` or `offline` run)", got=type(policy).__name__,
-            hint="Leave best_of and critic out for a one-step or exported policy.",
-        )  # fmt: skip
 
 
 def _check_same_space(fitted: Any, policy: Any, checkpoint: Checkpoint) -> None:

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.contracts import check_is_diffusion
 from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
-from robot_rl.errors import ConfigError, DataError, PolicyError
+from robot_rl.errors import ConfigError, DataError
 from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import build
@@ -161,11 +162,7 @@ def _policy(config: CollectConfig) -> Any:
     policy.eval()
     if config.mode is None and config.sigma_min is None:
         return policy
-    if not hasattr(policy, "with_mode"):
-        raise PolicyError(
-            config.policy, expected="a diffusion policy for mode and sigma_min", got=type(policy).__name__,
-            hint="Leave both out.",
-        )  # fmt: skip
+    check_is_diffusion(policy, config.policy, hint="Leave mode and sigma_min out.")
     return policy.with_mode(config.mode or policy.config.mode, sigma_min=config.sigma_min)
 
 

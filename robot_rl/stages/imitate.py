@@ -29,11 +29,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from robot_rl.contracts import check_is_diffusion
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler, split_by_episode
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
-from robot_rl.errors import DataError, PolicyError
+from robot_rl.errors import DataError
 from robot_rl.rollout import PolicyActor, rollout, summarize
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import build, validate_component
@@ -176,11 +177,7 @@ class _Start:
 
 def _loaded(path: str, device: torch.device) -> _Start:
     policy, spec, checkpoint = load_policy(path, device=device)
-    if not hasattr(policy, "with_mode"):
-        raise PolicyError(
-            path, expected="a diffusion policy to fine-tune", got=type(policy).__name__,
-            hint="Give the run of `imitate` or `offline`; distil again behind it.",
-        )  # fmt: skip
+    check_is_diffusion(policy, path, hint="Fine-tune the teacher of a head; distil again behind it.")
     document = checkpoint.documents["policy"]
     node = {"_target_": document["_target_"], **document["config"]}
     normalizer = Normalizer.from_json(checkpoint.documents["normalizer"])

@@ -37,10 +37,10 @@ import torch
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.ope import GateConfig, paired_estimate
 from robot_rl.algorithms.rewards import RewardConfig
-from robot_rl.contracts import DenoisingPolicy
+from robot_rl.contracts import check_is_diffusion
 from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
-from robot_rl.errors import ConfigError, PolicyError
+from robot_rl.errors import ConfigError
 from robot_rl.fitting.critic import CriticFitConfig
 from robot_rl.fitting.denoising_ppo import (
     act_in_feature_space,
@@ -146,7 +146,7 @@ def run(config: OfflineConfig, run: RunDirectory) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     policy, spec, saved = load_policy(Path(config.policy), device=str(device))
-    _check_policy(policy, config)
+    check_is_diffusion(policy, config.policy, hint="Improve the head's teacher, then distil again.")
     incumbent = policy.eval().with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)
     stores, records = list(config.datasets), list[dict[str, Any]]()
     (run.path / "ope").mkdir(exist_ok=True)
@@ -225,14 +225,6 @@ def _check(config: OfflineConfig) -> None:
         )  # fmt: skip
     if config.collect and not config.env:
         raise ConfigError("offline.env", expected="an environment for collect=true", got="none", hint="Set env=<name>.")
-
-
-def _check_policy(policy: Any, config: OfflineConfig) -> None:
-    if not isinstance(policy, DenoisingPolicy) or policy.sampler.num_steps < 2:
-        raise PolicyError(
-            config.policy, expected="a policy with denoising steps (an `imitate` run)", got=type(policy).__name__,
-            hint="A one-step head has none: improve its teacher, then distil again.",
-        )  # fmt: skip
 
 
 def _proposals_a_round(config: OfflineConfig) -> int:

@@ -14,6 +14,7 @@ import torch
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.arrays import Array, Float64
+from robot_rl.contracts import check_is_diffusion
 from robot_rl.errors import DataError, PolicyError, RunError
 from robot_rl.fitting.judges import JudgedTask, Judges
 from robot_rl.fitting.round_data import RoundData, fit_round, load_round
@@ -132,10 +133,7 @@ def in_mode(path: str, config: OfflineConfig, *, device: torch.device) -> Any:
         RunError: no checkpoint there.
     """
     policy, _spec, _checkpoint = load_policy(path, device=device)
-    if not hasattr(policy, "with_mode"):
-        raise PolicyError(
-            path, expected="a diffusion policy", got=type(policy).__name__, hint="Give runs of imitate or offline."
-        )
+    check_is_diffusion(policy, path, hint="Give runs of imitate, offline or online.")
     return policy.eval().with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)
 
 

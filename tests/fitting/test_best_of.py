@@ -65,7 +65,7 @@ class Table:
 class ScriptedPolicy:
     """A stand-in with denoising steps: its final latent is its first draw, in units where 1 is 2 physical."""
 
-    spec, sampler, device = SPEC, None, torch.device("cpu")
+    spec, sampler, device = SPEC, DiffusionPolicyConfig().sampler, torch.device("cpu")
     noise_shape, sampling = (2, 2, 1), "scripted"
 
     class config:

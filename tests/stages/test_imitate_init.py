@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import PolicyError
-from robot_rl.runs.checkpoint import load_checkpoint, load_policy
+from robot_rl.fitting.best_of import BestOfPolicy
+from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, unit_actions
+from robot_rl.runs.checkpoint import load_checkpoint, load_policy, save_checkpoint
 from robot_rl.runs.config import load_config
 from robot_rl.runs.directory import RunDirectory
-from robot_rl.stages import collect, imitate
+from robot_rl.stages import collect, imitate, offline
 from robot_rl.stages.collect import CollectConfig
 from robot_rl.stages.imitate import ImitateConfig
+from robot_rl.stages.offline import OfflineConfig
+from robot_rl.workbench.judge_calibrate import in_mode
 
 TRAIN = ["train.batch_size=32", "train.threads=1", "train.warmup_steps=1", "env=point_reach"]
 
@@ -94,3 +99,27 @@ def test_another_task_is_refused(place: Path, tmp_path: Path) -> None:
         imitated(
             tmp_path / "run", f"dataset={tmp_path}/other.zarr", f"init={only(place / 'first')}", "only_success=false"
         )
+
+
+@pytest.mark.parametrize("kind", ["head", "baseline"])
+def test_what_has_no_chain_of_denoising_steps_is_refused_by_name(place: Path, tmp_path: Path, kind: str) -> None:
+    """A head and a baseline have sampling modes too, but no denoising loss and no chain."""
+    policy, spec, _saved = load_policy(only(place / "first"))
+    other: Any = policy.one_step_student(1)
+    if kind == "baseline":
+        other = BaselineMlpPolicy(BaselineMlpConfig(), spec, unit_actions(spec, ("state",)))
+    node = {"_target_": f"{type(other).__module__}.{type(other).__name__}", "config": other.config.to_json()}
+    documents = {"policy": node, "spec": spec.to_json(), "normalizer": other.normalizer.to_json()}
+    path = save_checkpoint(tmp_path, step=1, tensors={"policy": other.state_dict()}, documents=documents)
+    store = place / "near.zarr"
+    with pytest.raises(PolicyError, match=f"diffusion policy.*{type(other).__name__}"):
+        imitated(tmp_path / "run", f"dataset={store}", f"init={path}")
+    words = ["env=point_reach", f"policy={path}", "num_episodes=1", f"dataset={tmp_path}/new.zarr", "sigma_min=0.1"]
+    with pytest.raises(PolicyError, match="Leave mode and sigma_min out"):
+        collect.run(load_config(CollectConfig, words, name="collect"), opened(tmp_path / "collect", "collect"))
+    with pytest.raises(PolicyError, match="diffusion policy"):
+        in_mode(str(path), OfflineConfig(), device=torch.device("cpu"))
+    with pytest.raises(PolicyError, match="diffusion policy"):
+        offline.run(OfflineConfig(policy=str(path), datasets=[str(store)]), opened(tmp_path / "offline", "offline"))
+    with pytest.raises(PolicyError, match="Leave best_of and critic out"):
+        BestOfPolicy(other, critic=None, number=2)
