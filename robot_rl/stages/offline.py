@@ -28,6 +28,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,12 @@ from robot_rl.fitting.proposals import (
     ImitationConfig,
     Method,
     PpoProposalConfig,
+    Proposals,
     imitation_proposal,
     next_proposal,
     ppo_proposals,
 )
-from robot_rl.fitting.round_data import RoundFits, fit_round, load_round
+from robot_rl.fitting.round_data import RoundData, RoundFits, fit_round, load_round
 from robot_rl.rollout import EpisodeRecord, PolicyActor, rollout, summarize
 from robot_rl.runs.checkpoint import load_policy, save_checkpoint
 from robot_rl.runs.config import build
@@ -161,30 +163,15 @@ def run(config: OfflineConfig, run: RunDirectory) -> dict[str, Any]:
             if number and config.collect:
                 stores.append(_collect(config, incumbent, run, number))
             seed = config.seed + 1000 * number
-            data = load_round(
-                stores, incumbent, gamma=config.gamma, only_success_rewarded=config.only_success_rewarded, seed=seed,
-                device=device, reward=config.reward,
-            )  # fmt: skip
+            data = loaded_round(config, stores, incumbent, seed=seed, device=device)
             with progress.share("critics and model"):
-                fits = fit_round(
-                    data, config.critic, config.dynamics, critic_fit=config.critic_fit, model_fit=config.model_fit,
-                    seed=seed,
-                )  # fmt: skip
-            task = JudgedTask(data.bounds, config.gamma**incumbent.config.execute, data.horizon)
-            judges = Judges(
-                fits.judge_critic, fits.judge_model, data.judge, config.judge, noise_shape=incumbent.noise_shape,
-                task=task, seed=seed,
-            )  # fmt: skip
+                fits, judges = fitted_round(config, data, incumbent, seed=seed)
             run.write_json(f"round_{number:02d}/fits.json", fits.report | _noise_floor(incumbent, judges))
             kept = judges.score(incumbent)
             for method in config.methods:
-                proposals = (
-                    ppo_proposals(config.ppo, incumbent, data, fits, seed=seed)
-                    if method is Method.ppo
-                    else imitation_proposal(
-                        config.imitation, method, incumbent, data, fits, place=run.path / f"round_{number:02d}",
-                        documents=saved.documents, seed=seed,
-                    )
+                proposals = proposals_of(
+                    config, method, incumbent, data, fits, place=run.path / f"round_{number:02d}",
+                    documents=saved.documents, seed=seed,
                 )  # fmt: skip
                 answer: bool | None = None
                 while (proposal := next_proposal(proposals, answer)) is not None:
@@ -192,9 +179,7 @@ def run(config: OfflineConfig, run: RunDirectory) -> dict[str, Any]:
                     with progress.share("judging"):
                         found = judges.score(candidate)
                     estimates, limits = compare(found, kept), guards(found, kept, kl=numbers.get("kl_nats"))
-                    # Imitation stays near the data by what it is; its distance to the incumbent says nothing.
-                    gate = config.gate if method is Method.ppo else replace(config.gate, max_kl=None)
-                    decision, judged = decide_with(estimates, limits, gate, worthless=fits.worthless)
+                    decision, judged = decide_with(estimates, limits, gate_of(config, method), worthless=fits.worthless)
                     answer = decision.accepted
                     record = {"round": number, "method": method.value, "proposal": len(records), "numbers": numbers}
                     records.append(record | judged)
@@ -213,6 +198,46 @@ def run(config: OfflineConfig, run: RunDirectory) -> dict[str, Any]:
     summary |= {"scores": scores, "seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary
+
+
+def loaded_round(
+    config: OfflineConfig, stores: Sequence[str], policy: Any, *, seed: int, device: torch.device
+) -> RoundData:
+    """`load_round` of stores in the feature space of a policy, as this stage wants it."""
+    return load_round(
+        stores, policy, gamma=config.gamma, only_success_rewarded=config.only_success_rewarded, seed=seed, device=device,
+        reward=config.reward,
+    )  # fmt: skip
+
+
+def fitted_round(config: OfflineConfig, data: RoundData, policy: Any, *, seed: int) -> tuple[RoundFits, Judges]:
+    """Critics and model of a round, and the judges that they make for policies with the chunks and noise of `policy`."""
+    fits = fit_round(
+        data, config.critic, config.dynamics, critic_fit=config.critic_fit, model_fit=config.model_fit, seed=seed
+    )
+    task = JudgedTask(data.bounds, config.gamma**policy.config.execute, data.horizon)
+    judges = Judges(
+        fits.judge_critic, fits.judge_model, data.judge, config.judge, noise_shape=policy.noise_shape, task=task,
+        seed=seed,
+    )  # fmt: skip
+    return fits, judges
+
+
+def proposals_of(
+    config: OfflineConfig, method: Method, incumbent: Any, data: RoundData, fits: RoundFits, *, place: Path,
+    documents: Any, seed: int,
+) -> Proposals:  # fmt: skip
+    """What a method proposes from the incumbent; imitation keeps its checkpoints in `place/<method>`."""
+    if method is Method.ppo:
+        return ppo_proposals(config.ppo, incumbent, data, fits, seed=seed)
+    return imitation_proposal(
+        config.imitation, method, incumbent, data, fits, place=place, documents=documents, seed=seed
+    )
+
+
+def gate_of(config: OfflineConfig, method: Method) -> GateConfig:
+    """The gate of a method: imitation stays near the data by what it is; its distance to the incumbent says nothing."""
+    return config.gate if method is Method.ppo else replace(config.gate, max_kl=None)
 
 
 def _check(config: OfflineConfig) -> None:

@@ -10,7 +10,6 @@ shuffled_rewards     the optimiser's critic is fitted to rewards and returns in 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -21,8 +20,8 @@ from torch import nn
 from robot_rl.arrays import Array, Float32
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.data.transitions import Transitions
-from robot_rl.fitting.round_data import RoundData, RoundFits, fit_optimizer_critic, load_round
-from robot_rl.stages.offline import OfflineConfig
+from robot_rl.fitting.round_data import RoundData, RoundFits, fit_optimizer_critic
+from robot_rl.stages.offline import OfflineConfig, loaded_round
 
 RATE_FACTOR = 100.0
 FOREIGN_SHIFT = 0.5
@@ -107,17 +106,9 @@ def sabotage(
         return replace(honest, fits=replace(fits, critic=critic))
     if kind is Sabotage.wrong_normalizer:
         wrong = foreign(incumbent.normalizer, generator)
-        seen = loaded(config, config.datasets, under(incumbent, wrong), seed=seed)
+        seen = loaded_round(config, config.datasets, under(incumbent, wrong), seed=seed, device=torch.device("cpu"))
         return replace(honest, data=seen, normalizer=wrong)
     return honest
-
-
-def loaded(config: OfflineConfig, stores: Sequence[str], policy: Any, *, seed: int) -> RoundData:
-    """`load_round` as the stage calls it, on the CPU."""
-    return load_round(
-        stores, policy, gamma=config.gamma, only_success_rewarded=config.only_success_rewarded, seed=seed,
-        device=torch.device("cpu"), reward=config.reward,
-    )  # fmt: skip
 
 
 def shuffled(rows: Transitions, generator: torch.Generator) -> Transitions:

@@ -16,13 +16,13 @@ from robot_rl.algorithms.statistics import proportion
 from robot_rl.arrays import Array, Float64
 from robot_rl.contracts import check_is_diffusion
 from robot_rl.errors import DataError, PolicyError, RunError
-from robot_rl.fitting.judges import JudgedTask, Judges
-from robot_rl.fitting.round_data import RoundData, fit_round, load_round
+from robot_rl.fitting.judges import Judges
+from robot_rl.fitting.round_data import RoundData
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import read_config
 from robot_rl.runs.directory import RunDirectory, read_json
 from robot_rl.runs.training import pick_device
-from robot_rl.stages.offline import OfflineConfig
+from robot_rl.stages.offline import OfflineConfig, fitted_round, loaded_round
 from robot_rl.workbench.judge_play import play
 
 log = logging.getLogger(__name__)
@@ -104,24 +104,14 @@ def rebuild(run: Path) -> tuple[OfflineConfig, Judges, Any, RoundData]:
     config = read_config(OfflineConfig, run / "config.yaml")
     device = pick_device(config.device)
     incumbent = in_mode(config.policy, config, device=device)
-    data = load_round(
-        config.datasets, incumbent, gamma=config.gamma, only_success_rewarded=config.only_success_rewarded,
-        seed=config.seed, device=device, reward=config.reward,
-    )  # fmt: skip
+    data = loaded_round(config, config.datasets, incumbent, seed=config.seed, device=device)
     recorded = read_json(run / "round_00" / "fits.json")["content_hashes"]
     if list(data.content_hashes) != recorded:
         raise DataError(
             ", ".join(config.datasets), expected="the datasets that the run was fitted on (content hashes of fits.json)",
             got="others", hint="Episodes were added since; restore the store, or run the offline stage again.",
         )  # fmt: skip
-    fits = fit_round(
-        data, config.critic, config.dynamics, critic_fit=config.critic_fit, model_fit=config.model_fit, seed=config.seed
-    )
-    task = JudgedTask(data.bounds, config.gamma**incumbent.config.execute, data.horizon)
-    judges = Judges(
-        fits.judge_critic, fits.judge_model, data.judge, config.judge, noise_shape=incumbent.noise_shape, task=task,
-        seed=config.seed,
-    )  # fmt: skip
+    _fits, judges = fitted_round(config, data, incumbent, seed=config.seed)
     return config, judges, incumbent, data
 
 

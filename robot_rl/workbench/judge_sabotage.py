@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.errors import RobotRlError
-from robot_rl.fitting.judges import JudgedTask, Judges, Scores, compare, decide_with, guards
-from robot_rl.fitting.proposals import Method, Proposals, imitation_proposal, next_proposal, ppo_proposals
-from robot_rl.fitting.round_data import RoundData, RoundFits, fit_round
+from robot_rl.fitting.judges import Judges, Scores, compare, decide_with, guards
+from robot_rl.fitting.proposals import Method, next_proposal
+from robot_rl.fitting.round_data import RoundData, RoundFits
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import config_to_yaml, load_config
 from robot_rl.runs.directory import RunDirectory, read_json, write_json
 from robot_rl.stages import collect, imitate
-from robot_rl.stages.offline import OfflineConfig
-from robot_rl.workbench.judge_breaks import Broken, Sabotage, loaded, sabotage, under
+from robot_rl.stages.offline import OfflineConfig, fitted_round, gate_of, loaded_round, proposals_of
+from robot_rl.workbench.judge_breaks import Sabotage, sabotage, under
 from robot_rl.workbench.judge_play import against, play
 
 # Sizes for minutes on one core; everything else is the stages' own default, but that awr is always among the methods: of
@@ -147,15 +149,8 @@ def prepare(words: Sequence[str], seed: int, folder: Path) -> Start:
     config = load_config(OfflineConfig, [*env, *merged, *OFFLINE, *given["offline"]], name="offline")
     policy, _spec, saved = load_policy(imitation)
     incumbent = policy.eval().with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)
-    data = loaded(config, config.datasets, incumbent, seed=seed)
-    fits = fit_round(
-        data, config.critic, config.dynamics, critic_fit=config.critic_fit, model_fit=config.model_fit, seed=seed
-    )
-    task = JudgedTask(data.bounds, config.gamma**incumbent.config.execute, data.horizon)
-    judges = Judges(
-        fits.judge_critic, fits.judge_model, data.judge, config.judge, noise_shape=incumbent.noise_shape, task=task,
-        seed=seed,
-    )  # fmt: skip
+    data = loaded_round(config, config.datasets, incumbent, seed=seed, device=torch.device("cpu"))
+    fits, judges = fitted_round(config, data, incumbent, seed=seed)
     return Start(config, seed, config.env, incumbent, saved.documents, data, fits, judges)
 
 
@@ -187,7 +182,10 @@ def one_run(start: Start, kind: Sabotage, player: Player, *, place: Path) -> dic
     stopped = None
     try:
         for method in broken.config.methods:
-            proposals = _proposals(method, broken, under(incumbent, broken.normalizer), start, place)
+            proposals = proposals_of(
+                broken.config, method, under(incumbent, broken.normalizer), broken.data, broken.fits, place=place,
+                documents=start.documents, seed=start.seed,
+            )  # fmt: skip
             answer: bool | None = None
             while (proposal := next_proposal(proposals, answer)) is not None:
                 candidate, numbers = under(proposal[0], start.incumbent.normalizer), proposal[1]
@@ -240,19 +238,10 @@ def as_text(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _proposals(method: Method, broken: Broken, incumbent: Any, start: Start, place: Path) -> Proposals:
-    if method is Method.ppo:
-        return ppo_proposals(broken.config.ppo, incumbent, broken.data, broken.fits, seed=start.seed)
-    return imitation_proposal(
-        broken.config.imitation, method, incumbent, broken.data, broken.fits, place=place, documents=start.documents,
-        seed=start.seed,
-    )  # fmt: skip
-
-
 def _judged(start: Start, method: Method, found: Scores, scores: Scores, *, kl: float | None) -> dict[str, Any]:
     """The gate's answer, its reason, and what every judge and guard said."""
     estimates, limits = compare(found, scores), guards(found, scores, kl=kl)
-    gate = start.config.gate if method is Method.ppo else replace(start.config.gate, max_kl=None)
+    gate = gate_of(start.config, method)
     decision, record = decide_with(estimates, limits, gate, worthless=start.fits.worthless)
     gains = {name: [one.difference, one.low, one.high] for name, one in estimates.items()}
     return {"accepted": decision.accepted, "reason": decision.reason, "gains": gains, "guards": record["guards"]}

@@ -216,12 +216,14 @@ def permissive(start: judge_sabotage.Start, **report: int) -> judge_sabotage.Sta
 def test_an_accepted_proposal_is_what_is_kept_and_an_error_keeps_the_first(
     start: judge_sabotage.Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def proposals(method: Method, _broken: Any, incumbent: Any, *_rest: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def proposals(
+        _config: Any, method: Method, incumbent: Any, *_rest: Any, **_more: Any
+    ) -> Iterator[tuple[Any, dict[str, Any]]]:
         if method is Method.ppo and fails:
             raise RunError("PPO", expected="a finite loss", got="nan", hint="none")
         yield incumbent, {"kl_nats": 0.0}
 
-    monkeypatch.setattr(judge_sabotage, "_proposals", proposals)
+    monkeypatch.setattr(judge_sabotage, "proposals_of", proposals)
     honest = permissive(start, best_step=20)
     for fails in (False, True):
         run = judge_sabotage.one_run(honest, Sabotage.none, Scripted(start.incumbent), place=tmp_path)
