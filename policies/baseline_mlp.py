@@ -19,13 +19,14 @@ from torch import nn
 from torch.nn import functional
 
 from robot_rl.algorithms.diffusion import SamplingMode
-from robot_rl.arrays import Array, Bool, Float32
+from robot_rl.arrays import Array, Float32
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
 from robot_rl.errors import EnvError, PolicyError
 from robot_rl.specs import EnvSpec
-from robot_rl.types import ActionChunk, Observation
+from robot_rl.types import Observation
 
-from .diffusion import ACTION, action_bounds, check_noise, config_to_json
+from .acting import ACTION, ActingPolicy, check_noise
+from .diffusion import config_to_json
 from .encoders import build_encoder
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -79,7 +80,7 @@ class BaselineMlpConfig:
         return config_to_json(self)
 
 
-class BaselineMlpPolicy(nn.Module):
+class BaselineMlpPolicy(ActingPolicy):
     """A Policy: MLP, then a Gaussian over one normalised action. It keeps nothing between calls.
 
     Args:
@@ -91,19 +92,16 @@ class BaselineMlpPolicy(nn.Module):
         PolicyError: an unknown activation, no hidden layer, or a chunk longer than one action.
     """
 
-    action_low: torch.Tensor
-    action_high: torch.Tensor
+    config: BaselineMlpConfig
 
     def __init__(self, config: BaselineMlpConfig, spec: EnvSpec, normalizer: Normalizer) -> None:
-        super().__init__()
+        super().__init__(config, spec)
         if config.activation not in ACTIVATIONS or not config.hidden or (config.horizon, config.execute) != (1, 1):
             raise PolicyError(
                 "baseline policy", expected=f"activation in {sorted(ACTIVATIONS)}, a hidden layer, horizon=execute=1",
                 got=f"{config.activation!r}, hidden {config.hidden}, horizon {config.horizon}, execute {config.execute}",
                 hint="Take the policy.json that `robot-rl baseline` wrote.",
             )  # fmt: skip
-        self.config = config
-        self.spec = spec
         keys = tuple(config.observation_keys)
         self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer)
         widths = (self.encoder.size, *config.hidden)
@@ -116,19 +114,6 @@ class BaselineMlpPolicy(nn.Module):
             self.log_std = nn.Parameter(torch.zeros(spec.action.size))
         else:
             self.spread = nn.Linear(widths[-1], spec.action.size)
-        low, high = action_bounds(spec)
-        self.register_buffer("action_low", low, persistent=False)
-        self.register_buffer("action_high", high, persistent=False)
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """The normaliser that these weights were trained with."""
-        return self.encoder.normalizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.action_low.device
 
     @property
     def sampling(self) -> str:
@@ -152,26 +137,6 @@ class BaselineMlpPolicy(nn.Module):
         """Chosen action in [-1, 1]; with gradient."""
         check_noise(noise, self.noise_shape)
         return self._sample(self.encoder(observation), noise)
-
-    @torch.no_grad()
-    def act(self, observation: Observation, noise: Float32[Array, "N draws 1 A"]) -> ActionChunk:
-        """Choose the next action. Tensors on the policy's device, or numpy arrays; returns tensors.
-
-        Raises:
-            PolicyError: the noise or an observation has another shape than this policy wants.
-        """
-        device = self.action_low.device
-        observation = observation.map(lambda array: torch.as_tensor(array, device=device))
-        normalized = self.normalized_action(observation, torch.as_tensor(noise, device=device))
-        return ActionChunk(actions=self.physical_action(normalized), execute=1)
-
-    def physical_action(self, normalized: Float32[Array, "B 1 A"]) -> Float32[Array, "B 1 A"]:
-        """Action to execute: clip to [-1, 1], un-normalise, clip to the spec's bounds."""
-        action = self.normalizer.invert(ACTION, normalized.clamp(-1, 1))
-        return torch.clamp(action, self.action_low, self.action_high)
-
-    def reset(self, mask: Bool[Array, " N"]) -> None:
-        """Nothing to forget: this policy keeps no state between decisions."""
 
     def forward(self, arrays: dict[str, Any], noise: Float32[Array, "N draws 1 A"]) -> Float32[Array, "N 1 A"]:
         """The whole policy as one graph, for export: float32 arrays (N, To, size) by key -> physical actions."""

@@ -19,10 +19,11 @@ from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
-from robot_rl.types import ActionChunk, Observation
+from robot_rl.types import Observation
 
+from .acting import ActingPolicy, check_noise
 from .baseline_mlp import is_stochastic
-from .diffusion import ACTION, action_bounds, check_noise, config_to_json
+from .diffusion import config_to_json
 from .encoders import build_encoder
 
 
@@ -55,7 +56,7 @@ class BaselineRnnConfig:
         return config_to_json(self)
 
 
-class BaselineRnnPolicy(nn.Module):
+class BaselineRnnPolicy(ActingPolicy):
     """A Policy with a hidden state per env, which `reset` clears. See the module docstring.
 
     Args:
@@ -67,38 +68,22 @@ class BaselineRnnPolicy(nn.Module):
         PolicyError: a history or chunk longer than one.
     """
 
-    action_low: torch.Tensor
-    action_high: torch.Tensor
+    config: BaselineRnnConfig
     _steps: torch.Tensor
     _state: tuple[torch.Tensor, torch.Tensor]
 
     def __init__(self, config: BaselineRnnConfig, spec: EnvSpec, normalizer: Normalizer) -> None:
-        super().__init__()
+        super().__init__(config, spec)
         if (config.history, config.horizon, config.execute) != (1, 1, 1):
             raise PolicyError(
                 "recurrent baseline", expected="history=horizon=execute=1",
                 got=f"{config.history}, {config.horizon}, {config.execute}", hint="Its memory is its hidden state.",
             )  # fmt: skip
-        self.config = config
-        self.spec = spec
         self.encoder = build_encoder(spec, tuple(config.observation_keys), history=1, normalizer=normalizer)
         self.lstm = nn.LSTM(self.encoder.size, config.hidden, config.num_layers, batch_first=True)
         self.means = nn.Linear(config.hidden, config.num_modes * spec.action.size)
         self.logits = nn.Linear(config.hidden, config.num_modes)
-        low, high = action_bounds(spec)
-        self.register_buffer("action_low", low, persistent=False)
-        self.register_buffer("action_high", high, persistent=False)
         self._forget_all(0)
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """The normaliser that these weights were trained with."""
-        return self.encoder.normalizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.action_low.device
 
     @property
     def sampling(self) -> str:
@@ -129,27 +114,19 @@ class BaselineRnnPolicy(nn.Module):
         # Not in place: `act` may have made it under torch.inference_mode.
         self._steps = torch.where(chosen, 0, self._steps)
 
-    @torch.no_grad()
-    def act(self, observation: Observation, noise: Float32[Array, "N draws 1 A"]) -> ActionChunk:
-        """Choose the next action. Tensors on the policy's device, or numpy arrays; returns tensors.
-
-        Raises:
-            PolicyError: the noise or an observation has another shape than this policy wants.
-        """
-        device = self.action_low.device
-        observation = observation.map(lambda array: torch.as_tensor(array, device=device))
-        noise = torch.as_tensor(noise, device=device)
+    def normalized_action(
+        self, observation: Observation, noise: Float32[Array, "B draws 1 A"]
+    ) -> Float32[Array, "B 1 A"]:
+        """Chosen action in [-1, 1]; moves the hidden states on."""
         check_noise(noise, self.noise_shape)
         condition = self.encoder(observation)
         if len(condition) != len(self._steps):
             self._forget_all(len(condition))
-        fresh = (self._steps % self.config.sequence == 0).to(device)
-        state = [torch.where(fresh[None, :, None], 0.0, part.to(device)) for part in self._state]
+        fresh = (self._steps % self.config.sequence == 0).to(self.device)
+        state = [torch.where(fresh[None, :, None], 0.0, part.to(self.device)) for part in self._state]
         hidden, (short, long) = self.lstm(condition[:, None], (state[0], state[1]))
         self._state, self._steps = (short, long), self._steps + 1
-        action = self._choose(hidden[:, 0], noise)
-        physical = self.normalizer.invert(ACTION, action.clamp(-1, 1))
-        return ActionChunk(actions=torch.clamp(physical, self.action_low, self.action_high)[:, None], execute=1)
+        return self._choose(hidden[:, 0], noise)[:, None]
 
     def _choose(self, hidden: Array, noise: Array) -> Array:
         logits = self.logits(hidden)

@@ -28,9 +28,9 @@ from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import ConfigError, DataError
 from robot_rl.specs import EnvSpec
 
+from .acting import ACTION
 from .baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, GaussianHead
 from .baseline_rnn import BaselineRnnConfig, BaselineRnnPolicy
-from .diffusion import ACTION
 
 # Called with the gradient steps so far, the policy so far and the library's training metrics.
 OnEvaluation = Callable[[int, BaselineMlpPolicy | BaselineRnnPolicy, Mapping[str, float]], None]

@@ -18,7 +18,7 @@ from robot_rl.contracts import VectorEnv
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.types import ActionChunk, Observation
 
-from .diffusion import ACTION
+from .acting import ACTION
 from .encoders import build_encoder
 
 TRUNCATED = "TimeLimit.truncated"

@@ -24,21 +24,17 @@ from robot_rl.algorithms.diffusion import (
     add_noise,
     leading_levels,
     prediction_target,
-    reverse_step,
-    sample_chain,
-    sample_final,
     squared_cosine_alpha_bar,
 )
-from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.arrays import Array, Float32, Int64
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import PolicyError, closest
 from robot_rl.specs import EnvSpec
-from robot_rl.types import ActionChunk, DenoisingChain, Observation, Window
+from robot_rl.types import Observation, Window
 
+from .acting import ACTION, ChainPolicy
 from .denoisers import DenoiserKind, build_denoiser
 from .encoders import build_encoder
-
-ACTION = "action"
 
 
 @dataclass(frozen=True)
@@ -141,26 +137,7 @@ def check_chunk(*, history: int, horizon: int, execute: int) -> None:
         )
 
 
-def check_noise(noise: Float32[Array, "N draws Tp A"], shape: tuple[int, int, int]) -> None:
-    """Raise PolicyError unless `noise` is (N, *shape)."""
-    if tuple(noise.shape[1:]) != shape:
-        raise PolicyError(
-            "noise of a policy",
-            expected=f"shape (N, {', '.join(map(str, shape))}): (N, draws, Tp, A)",
-            got=str(tuple(noise.shape)),
-            hint="Draw it with policy.noise_shape; the number of draws depends on the sampling mode.",
-        )
-
-
-def action_bounds(spec: EnvSpec) -> tuple[Float32[Array, " A"], Float32[Array, " A"]]:
-    """Lowest and highest physical action; the largest float32 where the spec gives none."""
-    limit = torch.finfo(torch.float32).max
-    low = spec.action.low or (-limit,) * spec.action.size
-    high = spec.action.high or (limit,) * spec.action.size
-    return torch.tensor(low, dtype=torch.float32), torch.tensor(high, dtype=torch.float32)
-
-
-class DiffusionPolicy(nn.Module):
+class DiffusionPolicy(ChainPolicy):
     """A DenoisingPolicy. It keeps nothing between calls.
 
     Args:
@@ -172,38 +149,17 @@ class DiffusionPolicy(nn.Module):
         PolicyError: the configuration fits neither the spec nor the network.
     """
 
-    action_low: torch.Tensor
-    action_high: torch.Tensor
+    config: DiffusionPolicyConfig
     alpha_bar: torch.Tensor
 
     def __init__(self, config: DiffusionPolicyConfig, spec: EnvSpec, normalizer: Normalizer) -> None:
-        super().__init__()
+        super().__init__(config, spec)
         check_chunk(history=config.history, horizon=config.horizon, execute=config.execute)
-        self.config = config
-        self.spec = spec
         self.sampler = config.sampler
         keys = tuple(config.observation_keys)
         self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer)
         self.denoiser = build_denoiser(config, action_size=spec.action.size, condition_size=self.encoder.size)
-        low, high = action_bounds(spec)
-        self.register_buffer("action_low", low, persistent=False)
-        self.register_buffer("action_high", high, persistent=False)
         self.register_buffer("alpha_bar", squared_cosine_alpha_bar(config.num_levels), persistent=False)
-
-    @property
-    def normalizer(self) -> Normalizer:
-        """The normaliser that these weights were trained with."""
-        return self.encoder.normalizer
-
-    @property
-    def noise_shape(self) -> tuple[int, int, int]:
-        """(draws, Tp, A); draws depends on the sampling mode."""
-        return self.sampler.noise_draws, self.config.horizon, self.spec.action.size
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.action_low.device
 
     @property
     def sampling(self) -> str:
@@ -250,66 +206,5 @@ class DiffusionPolicy(nn.Module):
         loss = ((output - target).square() * weight).sum() / weight.sum().clamp(min=1)
         return loss, {"denoise_mse": float(loss.detach())}
 
-    def encode(self, observation: Observation) -> Float32[Array, "B C"]:
-        """Condition vector of the denoiser."""
-        condition: torch.Tensor = self.encoder(observation)
-        return condition
-
-    def reverse_step(
-        self, latent: Float32[Array, "B Tp A"], step: int, condition: Float32[Array, "B C"]
-    ) -> tuple[Float32[Array, "B Tp A"], float]:
-        """Mean and standard deviation of the next latent at step 0 (noisiest) .. K-1; with gradient."""
-        level = torch.full((latent.shape[0],), self.sampler.levels[step], dtype=torch.int64, device=latent.device)
-        return reverse_step(self.sampler, latent, self.denoiser(latent, level, condition), step)
-
-    @torch.no_grad()
-    def chain(self, observation: Observation, noise: Float32[Array, "B draws Tp A"]) -> DenoisingChain:
-        """All latents of one decision and their log-probabilities, without gradient; nothing is clipped."""
-        check_noise(noise, self.noise_shape)
-        condition = self.encode(observation)
-        return sample_chain(lambda latent, level: self.denoiser(latent, level, condition), noise, self.sampler)
-
-    @torch.no_grad()
-    def normalized_action(
-        self, observation: Observation, noise: Float32[Array, "B draws Tp A"]
-    ) -> Float32[Array, "B Tp A"]:
-        """Last latent of the chain, normalised and unclipped: what a critic scores and a student imitates."""
-        return self.sample(self.encode(observation), noise)
-
-    @torch.no_grad()
-    def sample(
-        self, condition: Float32[Array, "B C"], noise: Float32[Array, "B draws Tp A"]
-    ) -> Float32[Array, "B Tp A"]:
-        """`normalized_action` from a condition vector instead of an observation: what model roll-outs need."""
-        check_noise(noise, self.noise_shape)
-        return self._sample(condition, noise)
-
-    def physical_action(self, normalized: Float32[Array, "B Tp A"]) -> Float32[Array, "B Tp A"]:
-        """Action to execute: clip to [-1, 1], un-normalise, clip to the spec's bounds."""
-        action = self.normalizer.invert(ACTION, normalized.clamp(-1, 1))
-        return torch.clamp(action, self.action_low, self.action_high)
-
-    @torch.no_grad()
-    def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:
-        """Choose the next chunk. Tensors on the policy's device, or numpy arrays; returns tensors.
-
-        Raises:
-            PolicyError: the noise or an observation has another shape than this policy wants.
-        """
-        device = self.action_low.device
-        observation = observation.map(lambda array: torch.as_tensor(array, device=device))
-        normalized = self.normalized_action(observation, torch.as_tensor(noise, device=device))
-        return ActionChunk(actions=self.physical_action(normalized), execute=self.config.execute)
-
-    def reset(self, mask: Bool[Array, " N"]) -> None:
-        """Nothing to forget: this policy keeps no state between decisions."""
-
-    def forward(self, arrays: dict[str, Any], noise: Float32[Array, "N draws Tp A"]) -> Float32[Array, "N Tp A"]:
-        """The whole policy as one graph, for export: float32 arrays (N, To, size) by key -> physical actions.
-
-        Same numbers as `act`: normaliser, all denoising steps and clips are inside; no state, no randomness.
-        """
-        return self.physical_action(self._sample(self.encoder.encode(arrays), noise))
-
-    def _sample(self, condition: Array, noise: Array) -> Array:
-        return sample_final(lambda latent, level: self.denoiser(latent, level, condition), noise, self.sampler)
+    def _output(self, latent: Array, level: Array, condition: Array) -> Array:
+        return self.denoiser(latent, level, condition)

@@ -13,7 +13,6 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import nn
 
 from robot_rl.algorithms.consistency import (
     boundary_scalings,
@@ -30,23 +29,18 @@ from robot_rl.algorithms.diffusion import (
     SamplingMode,
     add_noise,
     leading_levels,
-    reverse_step,
-    sample_chain,
-    sample_final,
 )
-from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.arrays import Array, Float32, Int64
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
-from robot_rl.types import ActionChunk, DenoisingChain, Observation
+from robot_rl.types import Observation
 
+from .acting import ChainPolicy
 from .denoisers import DenoiserKind, build_denoiser
 from .diffusion import (
-    ACTION,
     DiffusionPolicy,
-    action_bounds,
     check_chunk,
-    check_noise,
     config_fields_from_json,
     config_to_json,
 )
@@ -161,7 +155,7 @@ def teacher_steps(
     return latent, level, following, torch.tensor([*levels[1:], -1], device=x0.device)[step]
 
 
-class OneStepPolicy(nn.Module):
+class OneStepPolicy(ChainPolicy):
     """A Policy of one (or few) network evaluations. It keeps nothing between calls.
 
     Args:
@@ -173,21 +167,15 @@ class OneStepPolicy(nn.Module):
         PolicyError: the configuration fits neither the spec nor the network.
     """
 
-    action_low: torch.Tensor
-    action_high: torch.Tensor
+    config: OneStepPolicyConfig
 
     def __init__(self, config: OneStepPolicyConfig, spec: EnvSpec, normalizer: Normalizer) -> None:
-        super().__init__()
+        super().__init__(config, spec)
         check_chunk(history=config.history, horizon=config.horizon, execute=config.execute)
-        self.config = config
-        self.spec = spec
         self.sampler = config.sampler
         keys = tuple(config.observation_keys)
         self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer)
         self.denoiser = build_denoiser(config, action_size=spec.action.size, condition_size=self.encoder.size)
-        low, high = action_bounds(spec)
-        self.register_buffer("action_low", low, persistent=False)
-        self.register_buffer("action_high", high, persistent=False)
 
     @classmethod
     def from_teacher(
@@ -217,24 +205,9 @@ class OneStepPolicy(nn.Module):
         return student
 
     @property
-    def normalizer(self) -> Normalizer:
-        """The normaliser that these weights were trained with."""
-        return self.encoder.normalizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.action_low.device
-
-    @property
     def sampling(self) -> str:
         """How it samples, for reports."""
         return f"one-step head, {self.sampler.num_steps} of {self.config.teacher_steps} steps"
-
-    @property
-    def noise_shape(self) -> tuple[int, int, int]:
-        """(1, Tp, A); (2, Tp, A) in mode eta1."""
-        return self.sampler.noise_draws, self.config.horizon, self.spec.action.size
 
     def with_mode(self, mode: SamplingMode, *, sigma_min: float | None = None) -> OneStepPolicy:
         """The same weights (shared): eta0 as they are, or eta1, the exact Gaussian N(f(noise), sigma_min^2) that RL needs.
@@ -257,35 +230,6 @@ class OneStepPolicy(nn.Module):
         other.sampler = replace(self.config.sampler, mode=mode, sigma_min=sigma_min, sigma_max=sigma_min)
         return other
 
-    def encode(self, observation: Observation) -> Float32[Array, "B C"]:
-        """Condition vector of the network."""
-        condition: torch.Tensor = self.encoder(observation)
-        return condition
-
-    def reverse_step(
-        self, latent: Float32[Array, "B Tp A"], step: int, condition: Float32[Array, "B C"]
-    ) -> tuple[Float32[Array, "B Tp A"], float]:
-        """Mean f(latent) and standard deviation of the chunk in mode eta1; with gradient."""
-        level = torch.full((latent.shape[0],), self.sampler.levels[step], dtype=torch.int64, device=latent.device)
-        return reverse_step(self.sampler, latent, self._jump(latent, level, condition), step)
-
-    @torch.no_grad()
-    def chain(self, observation: Observation, noise: Float32[Array, "B draws Tp A"]) -> DenoisingChain:
-        """Noise and chunk of one decision, and the chunk's log-probability."""
-        check_noise(noise, self.noise_shape)
-        condition = self.encode(observation)
-        return sample_chain(lambda latent, level: self._jump(latent, level, condition), noise, self.sampler)
-
-    @torch.no_grad()
-    def sample(
-        self, condition: Float32[Array, "B C"], noise: Float32[Array, "B draws Tp A"]
-    ) -> Float32[Array, "B Tp A"]:
-        """`normalized_action` from a condition vector, in any mode."""
-        check_noise(noise, self.noise_shape)
-        if self.sampler.mode is SamplingMode.eta0:
-            return self._sample(condition, noise)
-        return sample_final(lambda latent, level: self._jump(latent, level, condition), noise, self.sampler)
-
     def loss(
         self, observation: Observation, noise: Float32[Array, "B 1 Tp A"], target: Float32[Array, "B Tp A"]
     ) -> tuple[Float32[Array, ""], dict[str, float]]:
@@ -300,46 +244,14 @@ class OneStepPolicy(nn.Module):
         self, observation: Observation, latent: Float32[Array, "B Tp A"], level: Int64[Array, " B"]
     ) -> Float32[Array, "B Tp A"]:
         """f(x, level): where the teacher's chain ends from a latent at one of its levels; with gradient."""
-        return self._jump(latent, level, self.encoder(observation))
-
-    @torch.no_grad()
-    def normalized_action(
-        self, observation: Observation, noise: Float32[Array, "B draws Tp A"]
-    ) -> Float32[Array, "B Tp A"]:
-        """Chosen chunk, normalised and unclipped."""
-        return self.sample(self.encode(observation), noise)
-
-    def physical_action(self, normalized: Float32[Array, "B Tp A"]) -> Float32[Array, "B Tp A"]:
-        """Action to execute: clip to [-1, 1], un-normalise, clip to the spec's bounds."""
-        action = self.normalizer.invert(ACTION, normalized.clamp(-1, 1))
-        return torch.clamp(action, self.action_low, self.action_high)
-
-    @torch.no_grad()
-    def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:
-        """Choose the next chunk. Tensors on the policy's device, or numpy arrays; returns tensors.
-
-        Raises:
-            PolicyError: the noise or an observation has another shape than this policy wants.
-        """
-        device = self.action_low.device
-        observation = observation.map(lambda array: torch.as_tensor(array, device=device))
-        normalized = self.normalized_action(observation, torch.as_tensor(noise, device=device))
-        return ActionChunk(actions=self.physical_action(normalized), execute=self.config.execute)
-
-    def reset(self, mask: Bool[Array, " N"]) -> None:
-        """Nothing to forget: this policy keeps no state between decisions."""
-
-    def forward(self, arrays: dict[str, Any], noise: Float32[Array, "N 1 Tp A"]) -> Float32[Array, "N Tp A"]:
-        """The whole policy as one graph, for export: float32 arrays (N, To, size) by key -> physical actions.
-
-        Same numbers as `act`: normaliser, all steps and clips are inside; no state, no randomness.
-        """
-        return self.physical_action(self._sample(self.encoder.encode(arrays), noise))
+        return self._output(latent, level, self.encoder(observation))
 
     def _sample(self, condition: Array, noise: Array) -> Array:
-        return student_sample(lambda latent, level: self._jump(latent, level, condition), noise, self.sampler)
+        if self.sampler.mode is SamplingMode.eta1:
+            return super()._sample(condition, noise)
+        return student_sample(lambda latent, level: self._output(latent, level, condition), noise, self.sampler)
 
-    def _jump(self, latent: Array, level: Array, condition: Array) -> Array:
+    def _output(self, latent: Array, level: Array, condition: Array) -> Array:
         output = self.denoiser(latent, level, condition)
         if self.config.head is OneStepHead.plain:
             return output
