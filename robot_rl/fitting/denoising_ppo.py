@@ -134,7 +134,14 @@ def sample_latents(
 ) -> Float32[Array, "B K1 Tp A"]:
     """Chains of a policy in mode eta1, drawn with `generator`."""
     noise = torch.randn(len(feature), *policy.noise_shape, generator=generator, device=generator.device)
-    noise = noise.to(feature.device)
+    return latents_from(policy, feature, noise.to(feature.device))
+
+
+@torch.no_grad()
+def latents_from(
+    policy: Any, feature: Float32[Array, "B F"], noise: Float32[Array, "B draws Tp A"]
+) -> Float32[Array, "B K1 Tp A"]:
+    """Chains of a policy in mode eta1 from given noise: the first latent, then that of every step."""
     latents = [noise[:, 0]]
     for step in range(policy.sampler.num_steps):
         mean, std = policy.reverse_step(latents[-1], step, feature)

@@ -26,6 +26,7 @@ from robot_rl.algorithms.rewards import RewardConfig, shaped_rewards
 from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.contracts import VectorEnv
 from robot_rl.deploy.noise import NoiseSource
+from robot_rl.fitting.denoising_ppo import latents_from
 from robot_rl.rollout import EpisodeRecord, rollout
 from robot_rl.types import ActionChunk, Episode, Observation, Source
 
@@ -132,13 +133,13 @@ class ChainActor:
         noise = self.noise.draw(seeds, [len(self.chains.get(seed, ())) for seed in seeds])
         with torch.no_grad():
             feature = self.policy.encode(observation)
-            chain = self.policy.chain(observation, torch.as_tensor(noise, device=self.policy.device))
+        latents = latents_from(self.policy, feature, torch.as_tensor(noise, device=self.policy.device))
         for row in np.flatnonzero(due & (episode_seeds >= 0)).tolist():
             kept = self.chains[seeds[row]]
             step = len(kept) * self.policy.config.execute if self.intervener is None else len(self.human[seeds[row]])
             one = slice(row, row + 1)
-            kept.append(_Decision(step, observation.map(itemgetter(one)), feature[one], chain.latents[one]))
-        actions: torch.Tensor = self.policy.physical_action(chain.latents[:, -1])
+            kept.append(_Decision(step, observation.map(itemgetter(one)), feature[one], latents[one]))
+        actions: torch.Tensor = self.policy.physical_action(latents[:, -1])
         return actions
 
 

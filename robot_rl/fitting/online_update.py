@@ -110,10 +110,11 @@ def fit_value(
     returns: Float32[Array, " B"],
     optimizer: torch.optim.Optimizer,
     *,
+    before: Float32[Array, " B"],
     config: ValueConfig,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """Fit V to returns, in place.
+    """Fit V to returns, in place; `before` is V of every row as it is.
 
     Returns:
         {"value_loss" (mean of the last epoch), "explained_variance" (of the returns, before the fit)}.
@@ -121,7 +122,6 @@ def fit_value(
     Raises:
         RunError: a loss that is no number.
     """
-    before = values_of(critic, feature)
     spread = float(returns.var(unbiased=False))
     explained = 1 - float((returns - before).var(unbiased=False)) / spread if spread > 0 else 0.0
     losses: list[float] = []
@@ -165,8 +165,9 @@ def improve(
     now, behind = values_of(critic, batch.feature), values_of(critic, batch.next_feature)
     advantage, returns = advantages(batch, now, behind, gamma=config.gamma, trace=config.trace)
     numbers: dict[str, Any] = fit_value(
-        critic, batch.feature, returns, learner.value_optimizer, config=config.value, generator=learner.generator
-    )
+        critic, batch.feature, returns, learner.value_optimizer, before=now, config=config.value,
+        generator=learner.generator,
+    )  # fmt: skip
     chosen = ~batch.human
     numbers |= {"advantage_std": float(advantage[chosen].std(unbiased=False)) if bool(chosen.any()) else 0.0}
     if not move_policy or not bool(chosen.any()):

@@ -293,10 +293,12 @@ class _Recorder:
     def __init__(self, config: OnlineConfig, run: RunDirectory, policy: Any) -> None:
         self._imitated, self._successes = Imitated(policy, config.demonstrations), config.imitate_successes
         self._store: EpisodeStore | None = None
+        self._stored: set[int] = set()
         if config.save_episodes:
             self._store = EpisodeStore.open_or_create(
                 run.path / "episodes.zarr", policy.spec, metadata={"collector": "policy", "stage": "online"}
             )
+            self._stored = {int(seed) for seed in self._store.seeds}
             self._imitated.add(
                 [self._store.episode(index) for index in range(len(self._store))], successes=self._successes
             )
@@ -312,7 +314,7 @@ class _Recorder:
     def keep(self, record: EpisodeRecord, episode: Episode) -> None:
         """Store the episode, unless a run that was killed behind it has it already."""
         if self._store is not None:
-            if record.seed in {int(seed) for seed in self._store.seeds}:
+            if record.seed in self._stored:
                 return
             self._store.append(episode)
         self._new.append(episode)
