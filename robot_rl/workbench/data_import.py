@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robot_rl.data.formats.diffusion_policy import DiffusionPolicyReader
+from robot_rl.data.formats.card_reader import CardReader
+from robot_rl.data.formats.diffusion_policy import DiffusionPolicySource
 from robot_rl.data.formats.importing import EpisodeReader, ImportReport, import_episodes
 from robot_rl.data.formats.maniskill import ManiSkillReader
 from robot_rl.data.formats.maniskill_header import ManiSkillHeader, read_header
@@ -152,7 +153,7 @@ def _diffusion_policy(options: argparse.Namespace) -> EpisodeReader:
     card: SpecCard = convert_config(SpecCard, _card(options.spec), where=str(options.spec))
     if options.max_episode_steps is not None:
         card = replace(card, max_episode_steps=options.max_episode_steps)
-    return DiffusionPolicyReader(options.source, card)
+    return CardReader(DiffusionPolicySource(options.source, empty_chunks=card.empty_chunks), card)
 
 
 def _card(path: Path) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import pytest
 import zarr
 from numcodecs import Blosc
 
-from robot_rl.data.formats.diffusion_policy import DiffusionPolicyReader
+from robot_rl.data.formats.card_reader import CardReader
+from robot_rl.data.formats.diffusion_policy import DiffusionPolicySource
 from robot_rl.data.formats.importing import import_episodes
 from robot_rl.data.formats.spec_card import ArrayCard, FinalObservation, SpecCard
 from robot_rl.data.store import EpisodeStore
@@ -85,7 +86,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def bring_in(path: Path, target: Path | None, *, card: SpecCard = CARD, **options: Any) -> Any:
-    reader = DiffusionPolicyReader(path, card)
+    reader = CardReader(DiffusionPolicySource(path, empty_chunks=card.empty_chunks), card)
     try:
         return import_episodes(reader, target, **options)
     finally:
@@ -293,7 +294,7 @@ def test_array_of_format_3_inside_format_2_is_named(store: Path) -> None:
         (lambda p: shutil.rmtree(p), ["nothing there"]),
         (lambda p: shutil.rmtree(p / "meta"), ["meta/episode_ends"]),
         (lambda p: (p / "data/state/.zarray").write_text("{"), ["data/state/.zarray"]),
-        (lambda p: shutil.rmtree(p / "data/state"), ["data/state"]),
+        (lambda p: shutil.rmtree(p / "data/state"), ["spec card", "'state'", "n_contacts"]),
     ],
 )
 def test_not_such_a_store(store: Path, change: Callable[[Path], Any], parts: list[str]) -> None:
@@ -391,6 +392,6 @@ def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_spec_is_json(store: Path) -> None:
-    reader = DiffusionPolicyReader(store, CARD)
+    reader = CardReader(DiffusionPolicySource(store), CARD)
     assert EnvSpec.from_json(json.loads(json.dumps(reader.spec.to_json()))) == reader.spec
     reader.close()

@@ -48,13 +48,21 @@ class KeyedSource(Protocol):
         notes: what a user should know about this source as a whole, one sentence each.
     """
 
-    format: str
-    path: Path
-    episodes: Sequence[SourceEpisode]
-    keys: Mapping[str, tuple[tuple[int, ...], np.dtype]]
-    declared: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    notes: Sequence[str]
+    # Properties, so that a class may hold them as any kind of list or dict.
+    @property
+    def format(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def episodes(self) -> Sequence[SourceEpisode]: ...
+    @property
+    def keys(self) -> Mapping[str, tuple[tuple[int, ...], np.dtype]]: ...
+    @property
+    def declared(self) -> Mapping[str, Any]: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def rows(self, index: int, key: str) -> np.ndarray:
         """All rows of `key` in episode `index`: (steps, ...), or (steps + 1, ...) for an observation where has_final.

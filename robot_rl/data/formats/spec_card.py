@@ -21,7 +21,7 @@ class ArrayCard:
     """What one array of the spec is made of, and what it means.
 
     Attributes:
-        keys: arrays in data/, joined in this order.
+        keys: arrays of the source, joined in this order.
         units: one for all elements, or one per element.
         meanings: the same.
         columns: [start, stop) of the joined elements; None takes all.
@@ -38,7 +38,7 @@ class ArrayCard:
 
 @dataclass(frozen=True)
 class SpecCard:
-    """What a diffusion_policy store does not say. Written by hand, as YAML or JSON.
+    """What a foreign dataset does not say. Written by hand, as YAML or JSON.
 
     Attributes:
         env_id: name of the task.
@@ -50,11 +50,13 @@ class SpecCard:
         action: of what the action is made.
         observation: "proprio" (required), "state", "points" or "image/<camera>" -> of what it is made.
         source: who acted: teleop, scripted, policy or intervention.
-        success: "last_step" (every episode is a good demonstration), "none", or a key in data/.
-        reward_key: key in data/, or None for 1 at success.
-        timestamp_key: key in data/, seconds, or None for a regular clock of control_hz.
-        final_observation: see FinalObservation.
-        empty_chunks: keys in data/ whose missing chunks do hold zeros.
+        success: "last_step" (every episode is a good demonstration), "none", or a key of the source.
+        reward_key: key of the source, or None for 1 at success.
+        timestamp_key: key of the source, seconds, or None for a regular clock of control_hz.
+        final_observation: see FinalObservation; unused where the source has it.
+        empty_chunks: diffusion_policy: keys whose missing chunks do hold zeros.
+        source_key: key of the source with who acted at every step (types.Source), or None for `source` at all steps.
+        timestamp_from_start: the clock starts with the episode already, and its first value is kept.
     """
 
     env_id: str
@@ -71,3 +73,5 @@ class SpecCard:
     timestamp_key: str | None = None
     final_observation: FinalObservation = FinalObservation.last_row
     empty_chunks: tuple[str, ...] = field(default=())
+    source_key: str | None = None
+    timestamp_from_start: bool = False

@@ -71,13 +71,13 @@ class ZarrSource:
         return self._json(".zattrs") if self.has(".zattrs") else {}
 
     def arrays(self, group: str) -> list[str]:
-        """Names of the arrays right below a group, sorted."""
+        """Names of the arrays right below a group, sorted; those of format 3, which `array` refuses, too."""
         if self._names is not None:
-            ending, start = "/.zarray", f"{group}/"
-            inside = [n[len(start) : -len(ending)] for n in self._names if n.startswith(start) and n.endswith(ending)]
-            return sorted(name for name in inside if "/" not in name)
+            inside = [tuple(name.split("/")) for name in self._names if name.startswith(f"{group}/")]
+            return sorted({parts[-2] for parts in inside if len(parts) == 3 and parts[-1] in (".zarray", "zarr.json")})
         folder = self.path / group
-        return sorted(p.parent.name for p in folder.glob("*/.zarray")) if folder.is_dir() else []
+        files = [*folder.glob("*/.zarray"), *folder.glob("*/zarr.json")] if folder.is_dir() else []
+        return sorted({file.parent.name for file in files})
 
     def array(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype of an array.
