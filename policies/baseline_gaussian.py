@@ -1,0 +1,250 @@
+"""Our own PPO of a Gaussian actor (Schulman et al. 2017), the field's plain way, as a learner of `robot-rl baseline`.
+
+It shares its returns with the online stage (algorithms/returns.py: a time limit is bootstrapped, a termination is not)
+and ends as the same `BaselineMlpPolicy` as SB3's PPO. Defaults are those of ManiSkill3's own PPO baseline where it has
+them (orthogonal layers, three of 256 with tanh, gamma 0.8, lambda 0.9, 3e-4, clip 0.2, KL stop at 0.1, log s = -0.5).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from robot_rl.algorithms.ppo import AdvantageRule, clipped_loss, scale_advantage, step_statistics, value_loss
+from robot_rl.algorithms.returns import generalized_advantage
+from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.contracts import VectorEnv
+from robot_rl.errors import RunError
+from robot_rl.types import ActionChunk, Observation
+
+from .baseline_mlp import ACTIVATIONS, BaselineMlpConfig, BaselineMlpPolicy, GaussianHead, unit_actions
+
+# Called with the env steps so far, the policy so far and numbers of the last update.
+OnEvaluation = Callable[[int, BaselineMlpPolicy, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class GaussianPpoConfig:
+    """PPO of a Gaussian actor.
+
+    Attributes:
+        hidden: widths of the actor's and, separately, the critic's hidden layers (tanh).
+        learning_rate: of Adam, constant, for both.
+        num_steps: env steps of each env between updates.
+        batch_size: of a minibatch.
+        epochs: passes over the data of an update.
+        gamma: discount per env step.
+        trace: lambda of GAE.
+        clip: of the ratio.
+        kl_stop: an update stops behind the minibatch whose KL to the start of the update passes this.
+        max_grad_norm: of actor and critic together.
+        log_std_init: of the Gaussian, actions in [-1, 1].
+        history: To, frames seen.
+        observation_keys: low-dimensional keys that the networks see.
+    """
+
+    hidden: tuple[int, ...] = (256, 256, 256)
+    learning_rate: float = 3e-4
+    num_steps: int = 50
+    batch_size: int = 256
+    epochs: int = 8
+    gamma: float = 0.8
+    trace: float = 0.9
+    clip: float = 0.2
+    kl_stop: float = 0.1
+    max_grad_norm: float = 0.5
+    log_std_init: float = -0.5
+    history: int = 1
+    observation_keys: tuple[str, ...] = ("state",)
+
+
+@dataclass(frozen=True)
+class GaussianBatch:
+    """What was played between two updates, T steps of N envs; one action a decision.
+
+    Attributes:
+        feature: float32 (T, N, C), what the actor saw; `next_feature`: before the auto-reset.
+        action: float32 (T, N, A), normalised, before the clip: what the density is of.
+        log_prob: float32 (T, N), under the actor that played.
+        reward: float32 (T, N).
+        executed: int64 (T, N), 0 for an idle env.
+        terminated, truncated: bool (T, N).
+    """
+
+    feature: Float32[Array, "T N C"]
+    next_feature: Float32[Array, "T N C"]
+    action: Float32[Array, "T N A"]
+    log_prob: Float32[Array, "T N"]
+    reward: Float32[Array, "T N"]
+    executed: Int64[Array, "T N"]
+    terminated: Bool[Array, "T N"]
+    truncated: Bool[Array, "T N"]
+
+
+class GaussianActorCritic(nn.Module):
+    """A `BaselineMlpPolicy` that learns, and a critic on the same input.
+
+    Args:
+        policy: of head `clipped`; its weights are drawn anew.
+        log_std_init: of its Gaussian.
+        generator: of both networks' weights, CPU.
+    """
+
+    def __init__(self, policy: BaselineMlpPolicy, *, log_std_init: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.policy = policy
+        widths = (policy.encoder.size, *policy.config.hidden)
+        layers = [(nn.Linear(a, b), ACTIVATIONS["tanh"]()) for a, b in itertools.pairwise(widths)]
+        self.value = nn.Sequential(*itertools.chain(*layers), nn.Linear(widths[-1], 1))
+        for network in (policy.body, self.value):
+            for layer in network:
+                if isinstance(layer, nn.Linear):
+                    _orthogonal(layer, math.sqrt(2), generator)
+        _orthogonal(policy.mean, 0.01 * math.sqrt(2), generator)
+        nn.init.constant_(policy.log_std, log_std_init)
+
+    def log_prob(self, feature: Float32[Array, "B C"], action: Float32[Array, "B A"]) -> Float32[Array, " B"]:
+        """Log-density of unclipped normalised actions."""
+        mean, log_std = self.policy.mean(self.policy.body(feature)), self.policy.log_std
+        out: torch.Tensor = (
+            -0.5 * ((action - mean) / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
+        ).sum(-1)
+        return out
+
+
+class GaussianPpo:
+    """A Learner of `robot-rl baseline`, see stages/baseline.py.
+
+    Args:
+        config: see GaussianPpoConfig.
+        device: of the networks.
+    """
+
+    learns_from = "env"
+
+    def __init__(self, config: GaussianPpoConfig, *, device: str = "cpu") -> None:
+        self.config, self.device = config, torch.device(device)
+
+    @property
+    def history(self) -> int:
+        """To, frames that the environment must stack."""
+        return self.config.history
+
+    def learn(
+        self, env: VectorEnv, *, num_steps: int, seed: int, first_env_seed: int, evaluate_every: int,
+        on_evaluation: OnEvaluation,
+    ) -> None:  # fmt: skip
+        """Train for `num_steps` env steps of all envs together; ends with the roll-out it is in. See Learner.
+
+        Raises:
+            RunError: a loss that is no number.
+        """
+        config = self.config
+        generator = torch.Generator().manual_seed(seed)
+        keys = tuple(config.observation_keys)
+        mlp = BaselineMlpConfig(
+            head=GaussianHead.clipped, hidden=tuple(config.hidden), history=config.history, observation_keys=keys
+        )
+        policy = BaselineMlpPolicy(mlp, env.spec, unit_actions(env.spec, keys))
+        network = GaussianActorCritic(policy, log_std_init=config.log_std_init, generator=generator).to(self.device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-5)
+        on_evaluation(0, policy, {})
+        played, due = 0, evaluate_every
+        for batch in play(network, env, itertools.count(first_env_seed), steps=config.num_steps, generator=generator):
+            played += int(batch.executed.sum())
+            numbers = update(network, batch, optimizer, config=config, generator=generator)
+            if played >= due or played >= num_steps:
+                due += evaluate_every * (1 + (played - due) // evaluate_every)
+                on_evaluation(played, policy, numbers)
+            if played >= num_steps:
+                return
+
+
+def play(
+    network: GaussianActorCritic, env: VectorEnv, seeds: Iterable[int], *, steps: int, generator: torch.Generator
+) -> Iterator[GaussianBatch]:
+    """Roll-outs of `steps` env steps each with the network as it is then, for ever; episodes go on over their borders."""
+    device = network.policy.device
+
+    def features(observation: Observation) -> torch.Tensor:
+        found: torch.Tensor = network.policy.encoder(observation.map(lambda array: array.to(device)))
+        return found
+
+    observation = env.reset(seeds)
+    while True:
+        rows = []
+        for _ in range(steps):
+            with torch.no_grad():
+                feature = features(observation)
+                mean, std = network.policy.mean(network.policy.body(feature)), network.policy.log_std.exp()
+                noise = torch.randn(mean.shape, generator=generator).to(device)
+                action = mean + std * noise
+                physical = network.policy.physical_action(action[:, None]).to(env.device)
+                log_prob = network.log_prob(feature, action)
+                result = env.step(ActionChunk(actions=physical, execute=1))
+                behind = features(result.final_observation)
+            observation = result.observation
+            rows.append((
+                feature, behind, action, log_prob, result.rewards[:, 0].to(device), result.executed.to(device),
+                result.terminated.to(device), result.truncated.to(device),
+            ))  # fmt: skip
+        yield GaussianBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def update(
+    network: GaussianActorCritic, batch: GaussianBatch, optimizer: torch.optim.Optimizer, *,
+    config: GaussianPpoConfig, generator: torch.Generator,
+) -> dict[str, float]:  # fmt: skip
+    """PPO's epochs over one roll-out, in place.
+
+    Returns:
+        "kl" of the last minibatch (estimate), "clip_share", "value_loss", "std" (mean), "minibatches".
+
+    Raises:
+        RunError: a loss that is no number.
+    """
+    with torch.no_grad():
+        value, behind = (network.value(x).squeeze(-1) for x in (batch.feature, batch.next_feature))
+    advantage, returns = generalized_advantage(
+        batch.reward, value, behind, executed=batch.executed, terminated=batch.terminated, truncated=batch.truncated,
+        gamma=config.gamma, trace=config.trace,
+    )  # fmt: skip
+    played = batch.executed > 0
+    feature, action, old, gain, target = (
+        each[played] for each in (batch.feature, batch.action, batch.log_prob, advantage, returns)
+    )
+    clip, numbers, count = torch.tensor([config.clip], device=old.device), dict[str, float](), 0
+    for _ in range(config.epochs):
+        order = torch.randperm(len(old), generator=generator).to(old.device)
+        for part in (order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)):
+            new = network.log_prob(feature[part], action[part])
+            scaled = scale_advantage(gain[part], rule=AdvantageRule.centre)
+            ratio_loss = clipped_loss(new[:, None], old[part][:, None], scaled, clip=clip)
+            v_loss = value_loss(network.value(feature[part]).squeeze(-1), target[part], old=None, clip=0.0)
+            loss = ratio_loss + v_loss
+            if not bool(torch.isfinite(loss)):
+                raise RunError(
+                    "Gaussian PPO", expected="finite losses", got=f"ratio {float(ratio_loss)}, value {float(v_loss)}",
+                    hint="Lower algo.learning_rate; look at the scale of the rewards.",
+                )  # fmt: skip
+            statistics = step_statistics(new[:, None], old[part][:, None], clip=clip)
+            numbers = {"kl": float(statistics["kl"]), "clip_share": float(statistics["clip_share"])}
+            numbers |= {"value_loss": v_loss.item(), "std": network.policy.log_std.detach().exp().mean().item()}
+            if numbers["kl"] > config.kl_stop:
+                return numbers | {"minibatches": float(count)}
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+            optimizer.step()
+            count += 1
+    return numbers | {"minibatches": float(count)}
+
+
+def _orthogonal(layer: nn.Linear, gain: float, generator: torch.Generator) -> None:
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
