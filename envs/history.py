@@ -165,6 +165,16 @@ class HistoryEnv:
             frames={key: torch.stack([frame[key] for frame in frames], dim=1) for key in frames[0]},
         )
 
+    def judged_by(self, detector: Any) -> HistoryEnv:
+        """A new env on the same simulator whose reward and success come from a detector (detected.py); success ends
+        its episodes. This one must not be used any more."""
+        from .detected import DetectedEnv
+
+        return HistoryEnv(
+            DetectedEnv(self._env, detector), history=self._history, terminate_on_success=True,
+            max_episode_steps=self.spec.max_episode_steps,
+        )  # fmt: skip
+
     def protocol(self) -> dict[str, Any]:
         """The simulator's block, and how episodes end and restart here."""
         return self._env.protocol() | {

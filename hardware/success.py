@@ -107,6 +107,10 @@ class SuccessClassifier(nn.Module):
         tensors = {key: torch.as_tensor(np.asarray(frames[key])) for key in self.config.keys}
         return self(tensors).numpy()
 
+    def detector(self, num_envs: int) -> SuccessDetector:
+        """A detector for so many envs, with the thresholds of `config`."""
+        return SuccessDetector(self, num_envs=num_envs)
+
     def documents(self) -> dict[str, Any]:
         """The documents of its checkpoint: "policy", "spec" and "normalizer", as `load_policy` wants them."""
         config = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.config).items()}

@@ -9,7 +9,7 @@ failures that the detector would have rewarded, with its interval: at 0 of 20, u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,35 @@ class SuccessReport:
         return asdict(self) | {"episodes": list(self.episodes)}
 
 
+@dataclass(frozen=True)
+class SuccessTask:
+    """What the stage `success` builds: the classifier and how it is trained.
+
+    Attributes:
+        classifier: see SuccessConfig.
+        fit: see SuccessFit.
+    """
+
+    classifier: SuccessConfig = field(default_factory=SuccessConfig)
+    fit: SuccessFit = field(default_factory=SuccessFit)
+
+
+class SuccessFitter:
+    """A component of the stage `success`. Called with a store, it returns the classifier and its figures.
+
+    Args:
+        config: see SuccessTask.
+    """
+
+    def __init__(self, config: SuccessTask) -> None:
+        self.config = config
+
+    def __call__(self, store: EpisodeStore, *, seed: int) -> tuple[SuccessClassifier, dict[str, Any]]:
+        """See fit_success; `seed` replaces that of the configuration."""
+        classifier, report = fit_success(store, self.config.classifier, replace(self.config.fit, seed=seed))
+        return classifier, report.to_json()
+
+
 def fit_success(store: EpisodeStore, config: SuccessConfig, fit: SuccessFit) -> tuple[SuccessClassifier, SuccessReport]:
     """Train, calibrate and test.
 
@@ -108,8 +137,8 @@ def fit_success(store: EpisodeStore, config: SuccessConfig, fit: SuccessFit) -> 
 
 
 def success_report(
-    scores: Sequence[Float64[Array, " T"]],
-    labels: Sequence[Bool[Array, " T"]],
+    scores: Sequence[Float64[Array, "_"]],
+    labels: Sequence[Bool[Array, "_"]],
     *,
     config: SuccessConfig,
     episodes: tuple[int, int, int],

@@ -129,7 +129,7 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
                 summary = stage.run(config, run)
         except KeyboardInterrupt:
             _record(run, "interrupted", "stopped by the user", began)
-            log.warning("interrupted; continue with: robot-rl %s resume=%s", options.command, run.path)
+            log.warning("interrupted; %s", _how_to_go_on(stage, options.command, run))
             return INTERRUPTED
         except RobotRlError as error:
             _record(run, "failed", str(error), began)
@@ -140,10 +140,8 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
             if error.errno not in NO_ROOM:
                 log.exception("failed by a bug in robot-rl or in a plug-in")
             else:
-                hint = "what was saved before is whole; free some space and continue with"
-                log.error(
-                    "failed: no room to write: %s; %s: robot-rl %s resume=%s", error, hint, options.command, run.path
-                )
+                hint = f"what was saved before is whole; free some space; {_how_to_go_on(stage, options.command, run)}"
+                log.error("failed: no room to write: %s; %s", error, hint)
             return 1
         except BaseException as error:
             _record(run, "failed", f"{type(error).__name__}: {error}", began)
@@ -157,6 +155,12 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
     else:
         print(as_text({**summary, "run": str(run.path)}))
     return 0
+
+
+def _how_to_go_on(stage: Any, command: str, run: RunDirectory) -> str:
+    if getattr(stage, "CAN_RESUME", True):
+        return f"continue with: robot-rl {command} resume={run.path}"
+    return f"`{command}` can't be resumed: start it again"
 
 
 def _record(run: RunDirectory, state: str, message: str, began: float) -> None:

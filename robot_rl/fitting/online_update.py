@@ -200,3 +200,14 @@ def kl_after(policy: Any, before: Mapping[str, torch.Tensor], decisions: Decisio
         conditions = decisions.condition(policy, part), decisions.condition(old, part)
         total += float(chain_kl(policy, old, decisions.latents[part], conditions).sum()) * len(part)
     return total / max(len(rows), 1)
+
+
+def numbers_to_log(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """What the online stage writes of `improve`'s numbers, name without prefix -> number."""
+    names = ("value_loss", "explained_variance", "advantage_std", "gradient_steps")
+    values = {name: float(numbers[name]) for name in names if name in numbers}
+    if "kl_after" in numbers:
+        values["kl_nats"] = min(numbers["kl_after"], 1e9)
+        values["undone"] = float(numbers["undone"])
+        values["clip_share"] = sum(numbers["clip_share"]) / len(numbers["clip_share"])
+    return values

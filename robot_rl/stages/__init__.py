@@ -1,3 +1,14 @@
 """The pipeline: one readable file a stage."""
 
-STAGES = ("collect", "imitate", "offline", "online", "baseline", "distill_onestep", "export", "evaluate", "pipeline")
+STAGES = (
+    "collect",
+    "imitate",
+    "offline",
+    "online",
+    "baseline",
+    "success",
+    "distill_onestep",
+    "export",
+    "evaluate",
+    "pipeline",
+)

@@ -89,6 +89,7 @@ class BaselineConfig:
 
 
 CONFIG = BaselineConfig
+CAN_RESUME = False
 
 
 @runtime_checkable

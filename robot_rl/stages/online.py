@@ -46,7 +46,7 @@ from robot_rl.fitting.demonstrations import Imitated
 from robot_rl.fitting.handover import check_handover, check_reproduced, handover_document
 from robot_rl.fitting.on_policy import play_batch
 from robot_rl.fitting.online_state import OnlineState
-from robot_rl.fitting.online_update import Learner, OnlinePpoConfig, UpdateConfig, ValueConfig, improve
+from robot_rl.fitting.online_update import Learner, OnlinePpoConfig, UpdateConfig, ValueConfig, improve, numbers_to_log
 from robot_rl.fitting.student import JointStudent, StudentConfig
 from robot_rl.rollout import EpisodeRecord
 from robot_rl.runs.checkpoint import (
@@ -74,6 +74,7 @@ class OnlineConfig:
         policy: run or checkpoint directory of a DiffusionPolicy, or of a one-step head (with sigma_min: RL on the head).
         env: component.
         critic: component, used when the checkpoint has no critic.
+        success: run of `robot-rl success` whose classifier gives reward and end of episodes, as on a robot; empty: the task.
         intervener: component of who may take over, or empty; `intervener=scripted` stands in for a person in simulation.
         demonstrations: EpisodeStores whose successful and human steps the anchor imitates; may be empty.
         imitate_successes: the anchor imitates the successful episodes of this run as well (self-imitation).
@@ -102,6 +103,7 @@ class OnlineConfig:
     policy: str = ""
     env: dict[str, Any] = field(default_factory=dict)
     critic: dict[str, Any] = field(default_factory=dict)
+    success: str = ""
     intervener: dict[str, Any] = field(default_factory=dict)
     demonstrations: list[str] = field(default_factory=list)
     imitate_successes: bool = False
@@ -139,7 +141,7 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     state, documents = _start(config, run)
     policy = state.learner.policy
-    env = build(config.env, num_envs=min(config.num_envs, config.episodes_per_iteration), history=policy.config.history)
+    env = _env(config, history=policy.config.history)
     check_spec(policy.spec, env.spec, where=config.policy)
     intervener = build(config.intervener, spec=env.spec) if config.intervener else None
     noise = NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape)
@@ -172,7 +174,7 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
                 moves = state.iteration >= config.warmup_iterations
                 with progress.share("learning"):
                     numbers = improve(state.learner, batch, config=update, move_policy=moves, anchor=recorder.anchor())
-                    values |= _shown(numbers)
+                    values |= numbers_to_log(numbers)
                 if state.student is not None and moves:
                     with progress.share("student"):
                         values["student_mse"] = state.student.learn(policy, batch.observation)
@@ -184,15 +186,27 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
             if stop.requested and not state.finished:
                 log.warning("stopped by the user; continue with resume=%s", run.path)
                 raise KeyboardInterrupt
+    protocol = env.protocol()
     env.close()
     assert state.last_score is not None
     summary = {
         "policy": config.policy, "env": policy.spec.env_id, "env_steps": state.env_steps, "episodes": state.episodes,
         "iterations": state.iteration, "success_once": state.last_score.to_json(), "roll_backs": state.roll_backs,
         "target_reached": _reached(config, state.last_score), "seconds": time.monotonic() - began,
+        "protocol": protocol,
     }  # fmt: skip
     run.write_json("summary.json", summary)
     return summary
+
+
+def _env(config: OnlineConfig, *, history: int) -> Any:
+    """The environments of training, with the classifier's reward when there is one."""
+    env = build(config.env, num_envs=min(config.num_envs, config.episodes_per_iteration), history=history)
+    if not config.success:
+        return env
+    classifier, spec, _ = load_policy(config.success)
+    check_spec(spec, env.spec, where=config.success)
+    return env.judged_by(classifier.detector(env.num_envs))
 
 
 def _check(config: OnlineConfig) -> None:
@@ -275,16 +289,6 @@ def _save(run: RunDirectory, state: OnlineState, documents: dict[str, Any]) -> N
 
 def _reached(config: OnlineConfig, score: Proportion) -> bool:
     return config.target_success is not None and score.low >= config.target_success
-
-
-def _shown(numbers: dict[str, Any]) -> dict[str, float]:
-    names = ("value_loss", "explained_variance", "advantage_std", "gradient_steps")
-    values = {name: float(numbers[name]) for name in names if name in numbers}
-    if "kl_after" in numbers:
-        values["kl_nats"] = min(numbers["kl_after"], 1e9)
-        values["undone"] = float(numbers["undone"])
-        values["clip_share"] = sum(numbers["clip_share"]) / len(numbers["clip_share"])
-    return values
 
 
 class _Recorder:
