@@ -1,21 +1,20 @@
-"""`robot-rl data import SOURCE TARGET --format FORMAT`: episodes of another program into a new store."""
+"""`robot-rl data import SOURCE TARGET [--format FORMAT]`: episodes of another program into a new store."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 from robot_rl.data.formats.card_reader import CardReader
-from robot_rl.data.formats.diffusion_policy import DiffusionPolicySource
 from robot_rl.data.formats.importing import EpisodeReader, ImportReport, import_episodes
+from robot_rl.data.formats.known import FORMATS, card_text, detect_format, open_source
 from robot_rl.data.formats.maniskill import ManiSkillReader
 from robot_rl.data.formats.maniskill_header import ManiSkillHeader, read_header
 from robot_rl.data.formats.spec_card import SpecCard
-from robot_rl.data.formats.zarr_source import ZarrSource
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import ConfigError, DataError
 from robot_rl.runs.composition import compose_config
@@ -23,7 +22,6 @@ from robot_rl.runs.config import build, convert_config
 from robot_rl.runs.progress import Progress
 from robot_rl.specs import EnvSpec
 
-FORMATS = ("maniskill", "diffusion_policy")
 # A component as in configs/env/*.yaml: its fields come from the file.
 _MANISKILL = "robot_rl.envs.maniskill.make_env"
 
@@ -39,9 +37,17 @@ def main(words: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     adder = argparse.ArgumentParser(prog="robot-rl data import", description=__doc__, allow_abbrev=False)
-    adder.add_argument("source", type=Path, help="the .h5 of ManiSkill, or replay_buffer.zarr (also .zarr.zip)")
+    adder.add_argument("source", type=Path, help="file or folder of the other format")
     adder.add_argument("target", type=Path, help="the new store, for example datasets/demos.zarr")
-    adder.add_argument("--format", required=True, choices=FORMATS)
+    adder.add_argument("--format", choices=FORMATS, help="default: what the source looks like")
+    adder.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the format; see docs/import.md",
+    )
     adder.add_argument("--env", help="maniskill: env group (configs/env) that gives the spec; default: from the file")
     adder.add_argument(
         "--spec", type=Path, help="spec card (YAML or JSON); maniskill: a whole spec, or a store with one"
@@ -62,7 +68,8 @@ def _import(options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(flag, expected="1 or more", got=str(value), hint="Correct it, or leave it out.")
-    reader = _maniskill(options) if options.format == "maniskill" else _diffusion_policy(options)
+    name = options.format or detect_format(options.source)
+    reader = _maniskill(options) if name == "maniskill" else _keyed(options, name)
     try:
         count = len(reader.names) if options.max_episodes is None else min(options.max_episodes, len(reader.names))
         with Progress("import", total=count) as progress:
@@ -140,20 +147,46 @@ def _whole_spec(path: Path) -> EnvSpec:
         ) from error
 
 
-def _diffusion_policy(options: argparse.Namespace) -> EpisodeReader:
+def _keyed(options: argparse.Namespace, name: str) -> EpisodeReader:
     if options.env is not None:
-        raise ConfigError("--env", expected="--spec with a card", got="--env", hint="Keys of data/ need a card.")
-    if options.spec is None:
-        raise DataError(
-            f"{options.source}",
-            expected="--spec with a card: what its numbers mean (kind, frame, rate, units, success)",
-            got="none",
-            hint=f"Fill in this card and save it as card.yaml:\n\n{card_template(options.source)}",
-        )
-    card: SpecCard = convert_config(SpecCard, _card(options.spec), where=str(options.spec))
-    if options.max_episode_steps is not None:
-        card = replace(card, max_episode_steps=options.max_episode_steps)
-    return CardReader(DiffusionPolicySource(options.source, empty_chunks=card.empty_chunks), card)
+        raise ConfigError("--env", expected="--spec with a card", got="--env", hint="Keys of the source need a card.")
+    written = _card(options.spec) if options.spec is not None else {}
+    chosen = (
+        {key: value for key, value in written.items() if key == "empty_chunks"} if name == "diffusion_policy" else {}
+    )
+    source = open_source(name, options.source, chosen | dict(options.option))
+    try:
+        card = dict(source.declared) | written
+        missing = [field.name for field in fields(SpecCard) if field.name not in card and _is_required(field)]
+        if missing and set(card) <= {field.name for field in fields(SpecCard)}:
+            raise DataError(
+                f"{options.source}",
+                expected="--spec with a card: what its numbers mean (kind, frame, rate, units, success)",
+                got="none" if options.spec is None else f"one without {', '.join(missing)}",
+                hint=f"Fill in this card and save it as card.yaml:\n\n{card_text(source)}",
+            )
+        spec_card: SpecCard = convert_config(SpecCard, card, where=str(options.spec or options.source))
+        if options.max_episode_steps is not None:
+            spec_card = replace(spec_card, max_episode_steps=options.max_episode_steps)
+        return CardReader(source, spec_card)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _is_required(field: Any) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as JSON where it is some."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def _card(path: Path) -> dict[str, Any]:
@@ -169,30 +202,3 @@ def _card(path: Path) -> dict[str, Any]:
             f"{path}", expected="a YAML or JSON file", got=str(error), hint="See docs/import.md for a card."
         ) from error
     return {str(key): value for key, value in content.items()}
-
-
-def card_template(path: Path) -> str:
-    """A spec card to fill in, for a diffusion_policy store."""
-    source = ZarrSource(path)
-    shapes = {name: source.array(f"data/{name}")[0][1:] for name in source.arrays("data")}
-    source.close()
-    lines = [
-        "env_id: ???                # name of the task",
-        "robot: ???",
-        "control_hz: ???            # actions per second",
-        "max_episode_steps: ???     # time limit of the task",
-        "joint_names: []            # of the joints in proprio, in order",
-        "source: teleop             # who acted: teleop, scripted, policy, intervention",
-        "success: ???               # last_step (all are good demonstrations), none, or a key in data/",
-        "action_semantics:",
-        "  kind: ???                # absolute, delta, velocity",
-        "  delta_reference: none    # of a delta: measured or target",
-        "  frame: ???               # joint, base, tool",
-        "  rotation: ???            # none, euler_xyz, rotvec, rot6d, quat_wxyz",
-        "  gripper: ???             # e.g. -1 closed .. 1 open; none without one",
-        "  control_mode: ???        # the driver's name of the mode",
-        'action: {keys: [action], units: ["???"], meanings: ["???"]}',
-        "observation:               # proprio is required; columns: [start, stop] takes a part",
-        '  proprio: {keys: ["???"], units: ["???"], meanings: ["???"]}',
-    ]
-    return "\n".join([*lines, *(f"# data/{name}: one row is {shape}" for name, shape in shapes.items())])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from robot_rl.data.formats.known import card_text, detect_format, open_source
 from robot_rl.data.formats.maniskill_header import ManiSkillHeader, read_header
 from robot_rl.data.formats.zarr_source import ZarrSource
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.store_attributes import SCHEMA
-from robot_rl.workbench.data_import import card_template
 
 
 def main(words: Sequence[str]) -> int:
@@ -29,14 +29,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _info(path: Path, *, as_json: bool) -> int:
-    if path.suffix in (".h5", ".hdf5"):
-        facts = _maniskill_info(read_header(path))
-    else:
-        source = ZarrSource(path)
-        is_own = source.attributes().get("schema") == SCHEMA
-        arrays = {name: source.array(f"data/{name}") for name in source.arrays("data")}
-        source.close()
-        facts = _store_info(path) if is_own else _foreign_info(path, arrays)
+    facts = _facts(path)
     if as_json:
         print(json.dumps(facts))
         return 0
@@ -44,6 +37,17 @@ def _info(path: Path, *, as_json: bool) -> int:
         if key != "spec":
             print(f"{key}: {value}")
     return 0
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    if (path / ".zattrs").is_file():
+        zarr = ZarrSource(path)
+        schema = zarr.attributes().get("schema")
+        zarr.close()
+        if schema == SCHEMA:
+            return _store_info(path)
+    name = detect_format(path)
+    return _maniskill_info(read_header(path)) if name == "maniskill" else _foreign_info(path, name)
 
 
 def _store_info(path: Path) -> dict[str, Any]:
@@ -82,10 +86,17 @@ def _maniskill_info(header: ManiSkillHeader) -> dict[str, Any]:
     }
 
 
-def _foreign_info(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "format": "diffusion_policy",
-        "data": {name: f"{dtype} {shape}" for name, (shape, dtype) in arrays.items()},
-        "import": f"robot-rl data import {path} datasets/{path.name.split('.')[0]}.zarr --format diffusion_policy --spec card.yaml",
-        "card": f"\n{card_template(path)}",
-    }
+def _foreign_info(path: Path, name: str) -> dict[str, Any]:
+    source = open_source(name, path, {})
+    try:
+        return {
+            "format": name,
+            "episodes": len(source.episodes),
+            "steps": sum(episode.steps for episode in source.episodes),
+            "data": {key: f"{dtype} {shape}" for key, (shape, dtype) in source.keys.items()},
+            "notes": list(source.notes),
+            "import": f"robot-rl data import {path} datasets/{path.name.split('.')[0]}.zarr --format {name} --spec card.yaml",
+            "card": f"\n{card_text(source)}",
+        }
+    finally:
+        source.close()

@@ -67,7 +67,7 @@ def test_card_may_be_json_and_the_limit_overridden(pusht: Path, capsys: pytest.C
 def test_no_card_prints_one_to_fill_in(pusht: Path) -> None:
     with pytest.raises(DataError) as caught:
         main(words(pusht))
-    for part in ("action_semantics:", "control_hz: ???", "data/state: one row is (2,)"):
+    for part in ("action_semantics:", "control_hz: ???", "# state: one row is (2,)"):
         assert part in str(caught.value)
 
 
