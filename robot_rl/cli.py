@@ -224,7 +224,7 @@ def _new_run(config: Any, yaml: str, command: str, words: Sequence[str]) -> RunD
 
 
 def task_name(config: Any) -> str:
-    """Task for the name of a run directory: the config's or the env's `task`, the env's module, the dataset's name."""
+    """Task for the name of a run directory: the config's or the env's `task`, the env's module, the (first) dataset's name."""
     env = getattr(config, "env", None) or {}
     module = str(env.get("_target_", "")).rpartition(".")[0].rpartition(".")[2]
     names = (
@@ -233,6 +233,7 @@ def task_name(config: Any) -> str:
         env.get("env_id"),
         module,
         Path(str(getattr(config, "dataset", ""))).stem,
+        *(Path(str(dataset)).stem for dataset in getattr(config, "datasets", ())),
     )
     return next((str(name) for name in names if name), "none")
 

@@ -221,6 +221,7 @@ def test_table_is_aligned() -> None:
         ({"env": {"_target_": "robot_rl.envs.maniskill.make_env", "task": "PickCube-v1"}}, "PickCube-v1"),
         ({"env": {"_target_": "robot_rl.envs.point_reach.make_env"}}, "point_reach"),
         ({"env": {}, "dataset": "datasets/demos.zarr"}, "demos"),
+        ({"env": {}, "datasets": ["datasets/demos.zarr", "datasets/rollouts.zarr"]}, "demos"),
         ({}, "none"),
     ],
 )
