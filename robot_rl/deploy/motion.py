@@ -1,0 +1,255 @@
+"""Joint motion within position, velocity, acceleration and jerk limits, whatever targets come and whenever they come.
+
+Every step plans anew from where the last one ended (Ruckig: Berscheid and Kroeger 2021, arXiv 2105.04830) and goes along
+the plan for the time that passed, so the limits hold between the commands too. A plan ends at the target at rest, or
+with the speed of the stream of targets where the joint could still stop before its bound. A plan is taken only when all of it
+lies inside the position limits; while there is no such new plan, the old one is followed to its end, and then braked.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from robot_rl.arrays import Array, Float64
+from robot_rl.errors import ConfigError, DeployError
+
+# Rounding of the planner, relative to the range of a joint.
+_TOLERANCE = 1e-9
+# Whoever waited longer finds the joints where this time takes them.
+_LONGEST_S = 60.0
+
+
+@dataclass(frozen=True)
+class JointLimits:
+    """Limits of J joints; radians and metres as the joints are.
+
+    Attributes:
+        names: of the joints, in the order of every array.
+        low, high: positions.
+        velocity, acceleration, jerk: largest absolute values.
+    """
+
+    names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    velocity: tuple[float, ...]
+    acceleration: tuple[float, ...]
+    jerk: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "velocity", "acceleration", "jerk"):
+            values = np.asarray(getattr(self, name), dtype=np.float64)
+            is_rate = name not in ("low", "high")
+            if values.shape != (len(self.names),) or not np.isfinite(values).all() or (is_rate and (values <= 0).any()):
+                raise ConfigError(
+                    f"limits.{name}", expected=f"{len(self.names)} finite numbers" + ", above 0" * is_rate,
+                    got=str(getattr(self, name)), hint=f"One for each of {', '.join(self.names)}.",
+                )  # fmt: skip
+        for name, low, high in zip(self.names, self.low, self.high, strict=True):
+            if low >= high:
+                raise ConfigError(
+                    f"limits of joint {name!r}", expected="low below high", got=f"{low} and {high}", hint="Correct it."
+                )
+
+
+@dataclass(frozen=True)
+class MotionState:
+    """Where J joints are on their plan: position, velocity and acceleration, float64 (J,)."""
+
+    position: Float64[Array, " J"]
+    velocity: Float64[Array, " J"]
+    acceleration: Float64[Array, " J"]
+
+
+class MotionLimiter:
+    """Follows targets within limits, every joint by itself. The caller keeps numbers that are not finite away.
+
+    Args:
+        limits: of the joints.
+        position: where they are, at rest, float64 (J,).
+
+    Raises:
+        DeployError: a start outside the position limits, or ruckig is not installed.
+    """
+
+    def __init__(self, limits: JointLimits, position: Float64[Array, " J"]) -> None:
+        rows = zip(limits.low, limits.high, limits.velocity, limits.acceleration, limits.jerk, strict=True)
+        self.limits = limits
+        self._joints = [
+            _Joint(name, tuple(map(float, row)), start=float(start))
+            for name, row, start in zip(limits.names, rows, position, strict=True)
+        ]
+
+    @property
+    def state(self) -> MotionState:
+        """Where the joints are on their plans."""
+        return MotionState(*np.array([joint.state for joint in self._joints]).T.copy())
+
+    def follow(self, target: Float64[Array, " J"], period_s: float) -> MotionState:
+        """Go towards a target for `period_s`; it is reached exactly and on time where the limits allow.
+
+        Args:
+            target: positions, finite; clipped to the limits.
+            period_s: time since the last call, above 0 and finite.
+        """
+        for joint, place in zip(self._joints, target.tolist(), strict=True):
+            joint.follow(place, period_s)
+        return self.state
+
+    def brake(self, period_s: float) -> MotionState:
+        """Come to rest as quickly as the limits allow, for `period_s`; at rest it holds."""
+        for joint in self._joints:
+            joint.brake(period_s)
+        return self.state
+
+
+class _Joint:
+    """One joint: its state (position, velocity, acceleration) and the plan it is on."""
+
+    def __init__(self, name: str, limits: tuple[float, ...], *, start: float) -> None:
+        try:
+            import ruckig
+        except ModuleNotFoundError as error:
+            raise DeployError(
+                "motion limits",
+                expected="the package ruckig",
+                got="not installed",
+                hint="pip install 'robot-rl[ros2]'.",
+            ) from error
+        self._low, self._high, self._velocity, self._acceleration, self._jerk = limits
+        if not self._low <= start <= self._high:
+            raise DeployError(
+                f"joint {name!r}", expected=f"a start in {self._low:g} .. {self._high:g}", got=f"{start:g}",
+                hint="Move it inside by hand, or correct the limits.",
+            )  # fmt: skip
+        self._name, self._ruckig, self._planner = name, ruckig, ruckig.Ruckig(1)
+        self.state = (start, 0.0, 0.0)
+        self._target = start
+        self._plan: Any = None
+        self._time_s = 0.0
+
+    def follow(self, target: float, period_s: float) -> None:
+        period_s = min(period_s, _LONGEST_S)
+        target = min(max(target, self._low), self._high)
+        step, self._target = target - self._target, target
+        room = self._high - target if step > 0 else target - self._low
+        is_stream = 0 < abs(step) <= self._velocity * period_s
+        speed = math.copysign(min(abs(step) / period_s, self._stoppable(room)), step) if is_stream else 0.0
+        plan = self._to_target(target, speed, period_s) if speed else None
+        self._go(self._to_target(target, 0.0, period_s) if plan is None else plan, period_s)
+
+    def brake(self, period_s: float) -> None:
+        self._target = self.state[0]
+        self._go(self._to_rest(), min(period_s, _LONGEST_S))
+
+    def _stoppable(self, room: float) -> float:
+        """Largest speed from which the joint, without acceleration, stops within `room`: v^2/2a + v a/2j = room."""
+        ramp = self._acceleration**2 / self._jerk
+        return min(self._velocity, max(0.0, (math.sqrt(ramp**2 + 8 * self._acceleration * room) - ramp) / 2))
+
+    def _to_target(self, target: float, speed: float, period_s: float) -> Any:
+        task = self._task()
+        task.target_position, task.target_velocity, task.minimum_duration = [target], [speed], period_s
+        return self._calculated(task)
+
+    def _to_rest(self) -> Any:
+        """The quickest plan to rest, wherever that is; None when it would pass a bound (the old plan turns before it)."""
+        task = self._task()
+        task.control_interface, task.target_velocity = self._ruckig.ControlInterface.Velocity, [0.0]
+        return self._calculated(task)
+
+    def _task(self) -> Any:
+        task = self._ruckig.InputParameter(1)
+        task.current_position, task.current_velocity, task.current_acceleration = ([value] for value in self.state)
+        task.max_velocity, task.max_acceleration, task.max_jerk = [self._velocity], [self._acceleration], [self._jerk]
+        return task
+
+    def _calculated(self, task: Any) -> Any:
+        """A plan inside the position limits, or None."""
+        plan = self._ruckig.Trajectory(1)
+        try:
+            result = self._planner.calculate(task, plan)
+        except (self._ruckig.RuckigError, ValueError):  # its binding has no name for some results
+            return None
+        if result not in (self._ruckig.Result.Working, self._ruckig.Result.Finished) or not self._is_sane(plan):
+            return None
+        slack, (least, most) = _TOLERANCE * (self._high - self._low), _extrema(plan)
+        return plan if least >= self._low - slack and most <= self._high + slack else None
+
+    def _is_sane(self, plan: Any) -> bool:
+        """Whether a plan begins where the joint is, is finite, and is nowhere further than the speed limit lets it.
+
+        Random states found plans of Ruckig 0.19 that jump, or hold NaN, from speeds of 1e-34 or over 1e-9 s.
+        """
+        slack = _TOLERANCE * (self._high - self._low)
+        for time_s in (0.0, 0.5 * plan.duration, plan.duration):
+            position, velocity, acceleration = (values[0] for values in plan.at_time(time_s))
+            if not (math.isfinite(position) and math.isfinite(velocity) and math.isfinite(acceleration)):
+                return False
+            if abs(position - self.state[0]) > self._velocity * time_s + slack:
+                return False
+        return math.isfinite(plan.duration)
+
+    def _go(self, plan: Any, period_s: float) -> None:
+        """Along `plan`, or further along the one before; behind its end there is always room to brake."""
+        if plan is not None:
+            self._plan, self._time_s = plan, 0.0
+        if self._plan is None:  # at the very start, at rest
+            return
+        left_s = self._plan.duration - self._time_s
+        if period_s > left_s and abs(self._at(self._plan.duration)[1]) > _TOLERANCE * self._velocity:
+            self.state = self._at(self._plan.duration)
+            rest = self._to_rest()
+            if rest is None:
+                raise DeployError(
+                    f"joint {self._name!r}", expected="room to brake at the end of a plan", got=f"none at {self.state}",
+                    hint="Stop the robot by its own means; this is a bug, please report it.",
+                )  # fmt: skip
+            self._plan, self._time_s, period_s = rest, 0.0, period_s - max(left_s, 0.0)
+        self._time_s = min(self._time_s + period_s, self._plan.duration)
+        self.state = self._at(self._time_s)
+
+    def _at(self, time_s: float) -> tuple[float, float, float]:
+        position, velocity, acceleration = (values[0] for values in self._plan.at_time(time_s))
+        # Takes off the rounding of the planner, nothing else: what is nearly rest is rest.
+        if abs(velocity) < _TOLERANCE * self._velocity and abs(acceleration) < _TOLERANCE * self._acceleration:
+            velocity = acceleration = 0.0
+        return (
+            min(max(position, self._low), self._high),
+            min(max(velocity, -self._velocity), self._velocity),
+            min(max(acceleration, -self._acceleration), self._acceleration),
+        )
+
+
+def _extrema(plan: Any) -> tuple[float, float]:
+    """Lowest and highest position on a plan of one joint, from its pieces of constant jerk.
+
+    Ruckig 0.19's own `position_extrema` misses a turn inside a piece of constant acceleration.
+    """
+    profile = plan.profiles[0][0]
+    places = [plan.at_time(plan.duration)[0][0]]
+    for part in (profile.brake, profile):
+        for time_s, jerk, start, speed, acceleration in zip(part.t, part.j, part.p, part.v, part.a, strict=False):
+            if time_s <= 0:
+                continue
+            places.append(start)
+            for turn_s in _roots(0.5 * jerk, acceleration, speed):
+                if 0 < turn_s < time_s:
+                    places.append(start + turn_s * (speed + turn_s * (acceleration / 2 + turn_s * jerk / 6)))
+    return min(places), max(places)
+
+
+def _roots(a: float, b: float, c: float) -> tuple[float, ...]:
+    """Real roots of a x^2 + b x + c."""
+    if a == 0:
+        return (-c / b,) if b else ()
+    inside = b * b - 4 * a * c
+    if inside < 0:
+        return ()
+    # Without the difference of near equal numbers.
+    q = -0.5 * (b + math.copysign(math.sqrt(inside), b))
+    return (q / a, c / q) if q else (0.0,)
