@@ -6,8 +6,11 @@ What commits is the shape of meta/episode_ends. Arrays may be longer than it say
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,8 @@ import numpy as np
 from robot_rl.arrays import Array
 from robot_rl.data import episode_rows as er
 from robot_rl.data.journal import journal_directory, pending_journals, read_journal, sweep, write_journal
+from robot_rl.data.store_attributes import read_attributes
+from robot_rl.data.video_files import VideoFiles
 from robot_rl.data.zarr_layout import refuse_mixed_formats, write_files
 from robot_rl.errors import DataError
 from robot_rl.specs import EnvSpec
@@ -32,6 +37,7 @@ class CommittedArrays:
     Attributes:
         names: key a user asks for -> array name.
         index: the small per-episode arrays (episode_rows.INDEX) of the committed episodes.
+        videos: files that stand for the arrays of some cameras.
     """
 
     def __init__(self, path: Path, spec: EnvSpec) -> None:
@@ -42,7 +48,8 @@ class CommittedArrays:
         """
         self.path, self.spec = path, spec
         self.names = er.array_names(spec)
-        self._arrays = er.array_layout(spec, path)
+        self.videos = VideoFiles(path, spec, read_attributes(path)[2])
+        self._arrays = er.array_layout(spec, path, videos=self.videos.keys)
         for group in (path, path / "data", path / "meta", *(array.path for array in self._arrays.values())):
             refuse_mixed_formats(group)
         self.index = self._read_index()
@@ -62,12 +69,24 @@ class CommittedArrays:
             DataError: naming array and episode.
         """
         name, column = self.names[key], list(self.names).index(key)
+        if key.removeprefix("final/") in self.videos.keys:
+            return self._decoded(key, begin, stop)
         offset = self.rows_before(begin, name)
         rows = self._arrays[name].read(offset, self.rows_before(stop, name))
         for episode in range(begin, stop):
             part = rows[self.rows_before(episode, name) - offset : self.rows_before(episode + 1, name) - offset]
             self._compare(er.crc32(part), episode, column, name)
         return rows
+
+    def packed(self, key: str, episode: int) -> bytes:
+        """Video of an observation in one episode, compared with its checksum.
+
+        Raises:
+            DataError: naming episode and camera.
+        """
+        content = self.videos.read(key, episode)
+        self._compare(zlib.crc32(content), episode, list(self.names).index(key), str(self.videos.path(key, episode)))
+        return content
 
     def text(self, episode: int) -> bytes:
         """JSON text of one episode, compared with its checksum.
@@ -86,7 +105,7 @@ class CommittedArrays:
             DataError: naming the first damaged array and episode.
         """
         for key, name in self.names.items():
-            begin, block = 0, max(1, _VERIFY_BYTES // self._arrays[name].row_bytes)
+            begin, block = 0, max(1, _VERIFY_BYTES // self._row_bytes(key))
             ends = np.arange(1, len(self) + 1) if name.startswith("meta/") else self.index[er.ENDS]
             while begin < len(self):
                 fitting = int(np.searchsorted(ends, self.rows_before(begin, name) + block, side="right"))
@@ -96,15 +115,18 @@ class CommittedArrays:
         for episode in range(len(self)):
             self.text(episode)
 
-    def append(self, rows: Mapping[str, Array]) -> None:
-        """Add rows of new episodes (episode_rows.episode_rows); durable when this returns.
+    def append(self, rows: Mapping[str, Array], videos: Sequence[Mapping[str, bytes]] = ()) -> None:
+        """Add rows and videos of new episodes (episode_rows.episode_rows); durable when this returns.
 
         Raises:
             DataError: when the disk is full.
         """
-        self._check_space(rows)
+        files = self.videos.files(videos, len(self))
+        self._check_space(rows, sum(map(len, files.values())))
         # Set until the end: whatever stops us here, the next append or open starts with recover.
         self._interrupted = True
+        if files:
+            write_files(files, journal_directory(self.path), on_error=self._not_written)
         journal = write_journal(self.path, len(self), rows)
         self._fold(journal, rows)
         self._interrupted = False
@@ -133,7 +155,38 @@ class CommittedArrays:
                     got=f"episodes {first}..{first + len(rows[er.ENDS]) - 1}",
                     hint=_RESTORE,
                 )
+        self.videos.sweep(len(self))
         self._interrupted = False
+
+    def _row_bytes(self, key: str) -> int:
+        name = self.names[key]
+        return (
+            self._arrays[name].row_bytes
+            if name in self._arrays
+            else self.spec.observation[key.removeprefix("final/")].size
+        )
+
+    def _decoded(self, key: str, begin: int, stop: int) -> Array:
+        """Rows of a camera that is stored as videos."""
+        camera, is_final = key.removeprefix("final/"), key.startswith("final/")
+        ends = self.index[er.ENDS]
+        offset = self.rows_before(begin, self.names[key])
+        out = np.empty(
+            (self.rows_before(stop, self.names[key]) - offset, *self.spec.observation[camera].shape), np.uint8
+        )
+
+        def one(episode: int) -> None:
+            content, name = self.packed(camera, episode), self.names[key]
+            into = out[self.rows_before(episode, name) - offset : self.rows_before(episode + 1, name) - offset]
+            if is_final:
+                steps = int(ends[episode]) - self.rows_before(episode, "data/action")
+                self.videos.final(content, camera, episode, steps, into)
+            else:
+                self.videos.observations(content, camera, episode, into)
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(one, range(begin, stop)))
+        return out
 
     def _fold(self, journal: Path, rows: Mapping[str, Array]) -> None:
         episodes = len(self)
@@ -158,9 +211,17 @@ class CommittedArrays:
             "append puts them in. Do not append them again.",
         )
 
-    def _check_space(self, rows: Mapping[str, Array]) -> None:
-        # Once for the journal, once for the arrays.
-        need = 2 * sum(array.nbytes for array in rows.values())
+    def _not_written(self, path: Path, size: int, error: OSError) -> DataError:
+        return DataError(
+            f"{path}",
+            expected=f"to write {size} bytes",
+            got=f"{error.strerror or error}",
+            hint=f"Free some disk space. This append was not saved; the {len(self)} episodes before it are intact.",
+        )
+
+    def _check_space(self, rows: Mapping[str, Array], videos_bytes: int) -> None:
+        # Rows once for the journal, once for the arrays.
+        need = 2 * sum(array.nbytes for array in rows.values()) + videos_bytes
         free = shutil.disk_usage(self.path).free
         if free < need + RESERVED_DISK_BYTES:
             raise DataError(
@@ -183,6 +244,7 @@ class CommittedArrays:
                     raise _bad_length(self.path, name, committed, length)
                 surplus = surplus or (f"{length} rows in {name}" if length > committed else "")
                 array.check(committed)
+            self.videos.check(episodes)
             # A writer at work: its journal goes away only after its commit, so look in this order.
             if not surplus or pending_journals(self.path):
                 return index

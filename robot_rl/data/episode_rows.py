@@ -10,13 +10,13 @@ import json
 import re
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robot_rl.arrays import Array, Int64
+from robot_rl.arrays import Array, Int64, UInt8
 from robot_rl.data.zarr_layout import IMAGE_CODEC, LOW_DIM_CODEC, ZarrArray
 from robot_rl.errors import DataError
 from robot_rl.specs import EnvSpec
@@ -53,8 +53,8 @@ def array_names(spec: EnvSpec) -> dict[str, str]:
     return names | {f"final/{key}": f"meta/final_{_legal(key)}" for key in spec.observation}
 
 
-def array_layout(spec: EnvSpec, store: Path) -> dict[str, ZarrArray]:
-    """Array name -> array of a store, for all its arrays.
+def array_layout(spec: EnvSpec, store: Path, *, videos: Collection[str] = ()) -> dict[str, ZarrArray]:
+    """Array name -> array of a store, for all its arrays; the observations `videos` have none (video_files.py).
 
     Raises:
         DataError: for an observation key or shape that can't be stored.
@@ -70,7 +70,8 @@ def array_layout(spec: EnvSpec, store: Path) -> dict[str, ZarrArray]:
                 got=f"shape {array.shape}",
                 hint="Leave this key out of the spec.",
             )
-        shapes[f"data/{_legal(key)}"] = shapes[f"meta/final_{_legal(key)}"] = (array.dtype, array.shape)
+        if key not in videos:
+            shapes[f"data/{_legal(key)}"] = shapes[f"meta/final_{_legal(key)}"] = (array.dtype, array.shape)
     shapes |= {ENDS: ("int64", ()), SUCCESS: ("bool", ()), SEED: ("int64", ()), SOURCE: ("uint8", ())}
     shapes |= {UUID: ("uint8", (16,)), CRC: ("uint32", (columns,)), TEXT: ("uint8", ()), TEXT_ENDS: ("int64", ())}
     layout = {}
@@ -133,18 +134,34 @@ def check_episode(episode: Episode, spec: EnvSpec, number: int) -> None:
 
 
 def episode_rows(
-    episodes: Sequence[Episode], spec: EnvSpec, *, first_episode: int, first_step: int, first_byte: int
+    episodes: Sequence[Episode],
+    spec: EnvSpec,
+    *,
+    first_episode: int,
+    first_step: int,
+    first_byte: int,
+    uuids: UInt8[Array, "E 16"] | None = None,
+    videos: Sequence[Mapping[str, bytes]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Rows that append checked episodes to a store which holds so many episodes, steps and bytes of text.
+
+    `uuids` keeps the ids of recordings that come from another store; None draws new ones. `videos` are the files that
+    stand for the images of each episode: checksums cover their bytes, and these keys have no rows.
 
     Raises:
         DataError: when the metadata of an episode is no JSON.
     """
     names = array_names(spec)
     fields = [_fields(episode) for episode in episodes]
+    # As bytes in place of an image: what the checksum covers, of the observations and of the final one.
+    packed = [
+        {side + key: content for key, content in video.items() for side in ("", "final/")} for video in videos or ()
+    ]
     texts = [_text(episode, f"episode {first_episode + i}") for i, episode in enumerate(episodes)]
     rows = {}
     for key, name in names.items():
+        if packed and key in packed[0]:
+            continue
         join = np.stack if key.startswith("final/") else np.concatenate
         rows[name] = join([field[key] for field in fields])
     rows[TEXT] = np.frombuffer(b"".join(texts), np.uint8)
@@ -154,10 +171,13 @@ def episode_rows(
     rows[SEED] = np.array([episode.metadata.get("seed", -1) for episode in episodes], np.int64)
     # The highest code wins: one intervention makes an episode an intervention episode.
     rows[SOURCE] = np.array([episode.source.max() for episode in episodes], np.uint8)
-    rows[UUID] = np.stack([np.frombuffer(uuid.uuid4().bytes, np.uint8) for _ in episodes])
+    new = [np.frombuffer(uuid.uuid4().bytes, np.uint8) for _ in episodes] if uuids is None else list(uuids)
+    rows[UUID] = np.stack(new)
     rows[CRC] = np.zeros((len(episodes), len(names) + 2), np.uint32)
     for i, (field, text) in enumerate(zip(fields, texts, strict=True)):
-        rows[CRC][i, :-1] = [*(crc32(field[key]) for key in names), zlib.crc32(text)]
+        files = packed[i] if packed else {}
+        crcs = (zlib.crc32(files[key]) if key in files else crc32(field[key]) for key in names)
+        rows[CRC][i, :-1] = [*crcs, zlib.crc32(text)]
     rows[CRC][:, -1] = index_crcs(rows)
     return rows
 

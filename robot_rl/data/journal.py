@@ -101,14 +101,18 @@ class WriterLock:
         """
         import fcntl
 
-        self._journal = journal_directory(store)
-        note = self._journal / _WRITER
-        self._descriptor = -1
+        note = journal_directory(store) / _WRITER
+        self._descriptor = self._folder = -1
         try:
             self._descriptor = os.open(store / ".zgroup", os.O_RDWR)
             # flock and not lockf: it also refuses a second writer in the same process.
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._journal.mkdir(exist_ok=True)
+            # An edit may have put a new store here between the two lines above: our lock would be on the old one.
+            if not os.path.samestat(os.fstat(self._descriptor), os.stat(store / ".zgroup")):
+                raise BlockingIOError
+            # By descriptor, as an edit renames the folder while it holds the lock.
+            self._folder = os.open(store, os.O_RDONLY)
+            journal_directory(store).mkdir(exist_ok=True)
             # Without it a power cut could take the directory away, and with it a journal that was called durable.
             sync_directory(store, on_error=_not_locked)
             note.write_text(f"process {os.getpid()}")
@@ -134,13 +138,16 @@ class WriterLock:
         if self._descriptor < 0:
             return
         with contextlib.suppress(OSError):
-            (self._journal / _WRITER).unlink(missing_ok=True)
+            os.unlink(f"{_DIRECTORY}/{_WRITER}", dir_fd=self._folder)
+        with contextlib.suppress(OSError):
             # Stays when a full disk left a journal in it.
-            self._journal.rmdir()
+            os.rmdir(_DIRECTORY, dir_fd=self._folder)
+        if self._folder >= 0:
+            os.close(self._folder)
         # A forked child may hold a copy of the descriptor, so closing ours would not be enough.
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
-        self._descriptor = -1
+        self._descriptor = self._folder = -1
 
 
 def _not_locked(store: Path, size: int, error: OSError) -> DataError:

@@ -4,6 +4,7 @@
       data/<key>                 all steps of all episodes, one after the other
       meta/episode_ends          int64, where each episode ends (exclusive)
       meta/...                   ours: success, seed, source, uuid, checksums, final observations, JSON text
+      videos/<camera>/           one mp4 an episode, in stores that were made with images="video"
       .zattrs                    schema version, EnvSpec, software
       .journal/                  while a writer is open or after it died: rows of an append that is not finished
 
@@ -18,8 +19,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,12 +26,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robot_rl.arrays import Array, Bool, Int64
+from robot_rl.arrays import Array, Bool, Int64, UInt8
 from robot_rl.data import episode_rows as er
 from robot_rl.data.committed import CommittedArrays
-from robot_rl.data.journal import WriterLock, journal_directory, pending_journals
-from robot_rl.data.store_attributes import read_attributes, require_store, store_attributes
-from robot_rl.data.zarr_layout import sync_directory, write_files
+from robot_rl.data.journal import WriterLock, pending_journals
+from robot_rl.data.new_store import write_new_store
+from robot_rl.data.remote import is_remote, mirrored, refuse_remote
+from robot_rl.data.store_attributes import read_attributes, require_store
+from robot_rl.data.video_files import ARRAYS
 from robot_rl.errors import DataError, closest
 from robot_rl.specs import EnvSpec
 from robot_rl.types import Episode
@@ -49,12 +50,17 @@ class EpisodeStore:
     def __init__(self, path: Path, *, lock: WriterLock | None) -> None:
         """Read an existing store; use `open` instead, which also takes the lock."""
         self._path, self._lock = path, lock
-        self._spec, self._metadata = read_attributes(path)
+        self._spec, self._metadata, self._images = read_attributes(path)
         self._committed = CommittedArrays(path, self._spec)
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], spec: EnvSpec, *, metadata: Mapping[str, Any] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        spec: EnvSpec,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        images: str = ARRAYS,
     ) -> EpisodeStore:
         """Make an empty store and open it for append. It appears at `path` whole or not at all.
 
@@ -62,43 +68,38 @@ class EpisodeStore:
             path: a directory that does not exist, or is empty.
             spec: of the environment or robot the episodes come from.
             metadata: JSON types, about the whole store.
+            images: how uint8 RGB cameras are kept: "arrays" (blosc/zstd, exact), "video" (H.264, at least 30 dB PSNR
+                or the append is refused) or "video_lossless" (H.264, exact). Videos need the extra `data`.
 
         Raises:
             DataError: when something is at `path`, or the spec or metadata can't be stored.
         """
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise DataError(
-                f"{path}",
-                expected="a path with nothing there",
-                got="a file or a directory that is not empty",
-                hint="Nothing is ever overwritten: choose another path, or use open_or_create to append.",
-            )
-        attributes = store_attributes(spec, metadata or {})
-        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        files = {unfinished / group / ".zgroup": b'{"zarr_format": 2}' for group in ("", "data", "meta")}
-        files |= dict(array.metadata_file(0) for array in er.array_layout(spec, unfinished).values())
-        files[unfinished / ".zattrs"] = attributes
-        try:
-            for directory in {file.parent for file in files} | {journal_directory(unfinished)}:
-                directory.mkdir(parents=True, exist_ok=True)
-            write_files(files, journal_directory(unfinished), on_error=_not_created)
-            journal_directory(unfinished).rmdir()
-            os.rename(unfinished, path)
-            sync_directory(path.parent, on_error=_not_created)
-        except OSError as error:
-            raise _not_created(path, len(attributes), error) from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        refuse_remote(path)
+        write_new_store(Path(path), spec, metadata=metadata or {}, images=images)
         return cls.open(path, mode="a")
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, mode: Literal["r", "a"] = "r") -> EpisodeStore:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mode: Literal["r", "a"] = "r",
+        cache: str | os.PathLike[str] | None = None,
+    ) -> EpisodeStore:
         """Open a store to read ("r") or to append ("a"), which finishes an append that was cut off.
 
+        Args:
+            path: of the store; "s3://...", "gs://...", "hf://..." or any other URL that fsspec can list, to read only.
+            mode: "r" or "a".
+            cache: folder for copies of remote stores; None: robot_rl/stores in the user's cache folder (remote.py).
+
         Raises:
-            DataError: when there is no store, it is damaged or foreign, or (mode "a") another writer has it.
+            DataError: when there is no store, it is damaged or foreign, (mode "a") another writer has it or it is
+                remote, or a download fails.
         """
+        if is_remote(path):
+            refuse_remote(path, unless=mode == "r")
+            path = mirrored(path, cache=cache, verify=lambda copy: cls.open(copy).verify())
         path = Path(path)
         if mode not in ("r", "a"):
             raise DataError(f"{path}", expected="mode 'r' or 'a'", got=repr(mode), hint="A store is never overwritten.")
@@ -119,18 +120,30 @@ class EpisodeStore:
 
     @classmethod
     def open_or_create(
-        cls, path: str | os.PathLike[str], spec: EnvSpec, *, metadata: Mapping[str, Any] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        spec: EnvSpec,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        images: str | None = None,
     ) -> EpisodeStore:
         """Open for append, or create; `metadata` is used only when the store is new.
 
+        `images` as in `create`; None takes what the store has, and "arrays" for a new one.
+
         Raises:
-            DataError: as `open` and `create`; with a line per difference when the stored spec is not `spec`.
+            DataError: as `open` and `create`; with a line per difference when the stored spec is not `spec`, or it
+                keeps images in another way.
         """
+        refuse_remote(path)
         path = Path(path)
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            return cls.create(path, spec, metadata=metadata)
+            return cls.create(path, spec, metadata=metadata, images=images or ARRAYS)
         store = cls.open(path, mode="a")
-        if differences := er.schema_differences(store.spec.to_json(), spec.to_json()):
+        stored, new = (
+            {**s.to_json(), "images": i} for s, i in ((store.spec, store.images), (spec, images or store.images))
+        )
+        if differences := er.schema_differences(stored, new):
             store.close()
             raise DataError(
                 f"{path}",
@@ -156,6 +169,11 @@ class EpisodeStore:
         return dict(self._metadata)
 
     @property
+    def images(self) -> str:
+        """How it keeps uint8 RGB cameras: "arrays", "video" or "video_lossless"."""
+        return self._images
+
+    @property
     def episode_ends(self) -> Int64[Array, " E"]:
         """Where each episode ends in the arrays of `load`, exclusive."""
         return self._committed.index[er.ENDS].copy()
@@ -175,6 +193,16 @@ class EpisodeStore:
         """Seed of each episode; -1 where its metadata has none."""
         return self._committed.index[er.SEED].copy()
 
+    @property
+    def uuids(self) -> UInt8[Array, "E 16"]:
+        """Id of each recording; an edit (trim, relabel, merge) keeps it."""
+        return self._committed.index[er.UUID].copy()
+
+    def checksums(self, index: int) -> dict[str, int]:
+        """Array name -> CRC-32 of that array in one episode, and of its JSON text; reads no data."""
+        names = [*self._committed.names.values(), er.TEXT]
+        return {name: int(crc) for name, crc in zip(names, self._committed.index[er.CRC][index], strict=False)}
+
     def __len__(self) -> int:
         return len(self._committed)
 
@@ -186,8 +214,17 @@ class EpisodeStore:
         """
         return self.append_many([episode])[0]
 
-    def append_many(self, episodes: Sequence[Episode]) -> list[int]:
+    def append_many(
+        self,
+        episodes: Sequence[Episode],
+        *,
+        uuids: UInt8[Array, "E 16"] | None = None,
+        videos: Sequence[Mapping[str, bytes]] | None = None,
+    ) -> list[int]:
         """Add episodes in one commit: all or none, and much faster than one by one.
+
+        `uuids` keeps the ids of recordings that come from another store; None draws new ones. `videos` are what
+        `videos(index)` of that store gave: images that were decoded from them are not encoded a second time.
 
         Raises:
             DataError: for a bad episode or a full disk; the episodes before them are untouched.
@@ -205,8 +242,10 @@ class EpisodeStore:
             er.check_episode(episode, self._spec, first + offset)
         if episodes:
             step, byte = (self._committed.rows_before(first, name) for name in ("data/action", er.TEXT))
-            rows = er.episode_rows(episodes, self._spec, first_episode=first, first_step=step, first_byte=byte)
-            self._committed.append(rows)
+            files = self._committed.videos.encode(episodes, first, videos)
+            place = {"first_episode": first, "first_step": step, "first_byte": byte}
+            rows = er.episode_rows(episodes, self._spec, **place, uuids=uuids, videos=files)
+            self._committed.append(rows, files)
         return list(range(first, len(self)))
 
     def episode(self, index: int) -> Episode:
@@ -215,15 +254,33 @@ class EpisodeStore:
         Raises:
             DataError: when there is no such episode, or it is damaged.
         """
-        if not 0 <= index < len(self):
-            raise DataError(
-                f"{self._path}",
-                expected=f"an episode index in 0..{len(self) - 1}",
-                got=f"{index}",
-                hint=f"The store holds {len(self)} episodes.",
-            )
-        rows = {key: self._committed.rows(key, index, index + 1) for key in self._committed.names}
-        return er.episode_from_rows(rows, self._committed.text(index), self._spec)
+        self._require_episode(index)
+        return self.episodes(index, index + 1)[0]
+
+    def episodes(self, begin: int, stop: int) -> list[Episode]:
+        """Episodes begin..stop - 1, which exist; many short ones are much faster at once than one by one.
+
+        Raises:
+            DataError: when one is damaged.
+        """
+        rows = {key: self._committed.rows(key, begin, stop) for key in self._committed.names}
+        out = []
+        for index in range(begin, stop):
+            part = {}
+            for key, name in self._committed.names.items():
+                first, low, high = (self._committed.rows_before(i, name) for i in (begin, index, index + 1))
+                part[key] = rows[key][low - first : high - first]
+            out.append(er.episode_from_rows(part, self._committed.text(index), self._spec))
+        return out
+
+    def videos(self, index: int) -> dict[str, bytes]:
+        """Video file of each camera in one episode, T + 1 frames; empty when the store keeps images as arrays.
+
+        Raises:
+            DataError: when there is no such episode, or a video is damaged.
+        """
+        self._require_episode(index)
+        return {key: self._committed.packed(key, index) for key in self._committed.videos.keys}
 
     def load(self, keys: Sequence[str]) -> dict[str, Array]:
         """Whole arrays, checked: observation keys and "action", "reward", "success", "source", "timestamp", "done",
@@ -239,6 +296,15 @@ class EpisodeStore:
                     f"{self._path}", expected="a key of this store", got=repr(key), hint=closest(key, names)
                 )
         return {key: self._committed.rows(key, 0, len(self)) for key in keys}
+
+    def _require_episode(self, index: int) -> None:
+        if not 0 <= index < len(self):
+            raise DataError(
+                f"{self._path}",
+                expected=f"an episode index in 0..{len(self) - 1}",
+                got=f"{index}",
+                hint=f"The store holds {len(self)} episodes.",
+            )
 
     def content_hash(self) -> str:
         """SHA-256 over spec, lengths and checksums: equal for equal episodes in equal order; reads no data."""
@@ -269,12 +335,3 @@ class EpisodeStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _not_created(path: Path, size: int, error: OSError) -> DataError:
-    return DataError(
-        f"{path}",
-        expected=f"to write {size} bytes",
-        got=f"{error.strerror or error}",
-        hint="Check permissions and free disk space. No store was made.",
-    )

@@ -9,24 +9,29 @@ from typing import Any
 
 from robot_rl import __version__
 from robot_rl.data import episode_rows as er
+from robot_rl.data.video import VIDEO_FORMATS, frame_rate
+from robot_rl.data.video_files import ARRAYS, FOLDER, video_keys
 from robot_rl.data.zarr_layout import read_json, refuse_mixed_formats
 from robot_rl.errors import DataError
 from robot_rl.specs import EnvSpec
 
 SCHEMA = "robot_rl.episodes"
 SCHEMA_VERSION = 1
+# Only of stores with videos: software that knows no videos refuses them by this number.
+_VIDEO_SCHEMA_VERSION = 2
 
 
-def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any]) -> bytes:
-    """Content of `.zattrs` for a new store.
+def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any], images: str) -> bytes:
+    """Content of `.zattrs` for a new store; `images` says how it keeps them (video_files.STORAGES).
 
     Raises:
-        DataError: when spec or metadata are no JSON.
+        DataError: when spec or metadata are no JSON, or `images` is no such word.
     """
-    stored = spec.to_json()
+    stored, videos = spec.to_json(), video_keys(spec, images)
+    names = er.array_names(spec)
     content = {
         "schema": SCHEMA,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION if images == ARRAYS else _VIDEO_SCHEMA_VERSION,
         "software": {"robot_rl": __version__},
         "spec": stored,
         # Repeated from the spec under the names that other tools look for.
@@ -34,10 +39,14 @@ def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any]) -> bytes:
         "robot": spec.robot,
         "joint_names": stored["joint_names"],
         "action": stored["action_semantics"],
-        "arrays": er.array_names(spec),
-        "crc32_columns": [*er.array_names(spec).values(), er.TEXT, "row of the other meta arrays"],
+        "arrays": {key: name for key, name in names.items() if key.removeprefix("final/") not in videos},
+        "crc32_columns": [*names.values(), er.TEXT, "row of the other meta arrays"],
         "metadata": dict(metadata),
     }
+    if images != ARRAYS:
+        files = {key: f"{FOLDER}/{key.replace('/', '__')}/<episode>.mp4" for key in videos}
+        video_format = VIDEO_FORMATS[images].to_json(frame_rate(spec.control_hz))
+        content["images"] = {"storage": images, "files": files, **video_format}
     try:
         return json.dumps(content, indent=1, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -49,8 +58,8 @@ def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any]) -> bytes:
         ) from error
 
 
-def read_attributes(path: Path) -> tuple[EnvSpec, dict[str, Any]]:
-    """Spec and metadata of the store at `path`.
+def read_attributes(path: Path) -> tuple[EnvSpec, dict[str, Any], str]:
+    """Spec and metadata of the store at `path`, and how it keeps images (video_files.STORAGES).
 
     Raises:
         DataError: when it is foreign, of another version, or damaged.
@@ -64,15 +73,19 @@ def read_attributes(path: Path) -> tuple[EnvSpec, dict[str, Any]]:
             got="a foreign zarr (diffusion_policy's replay_buffer.zarr looks like this)",
             hint="It has no spec, seeds or checksums and must be imported: write its episodes to a store of our own.",
         )
-    if content.get("schema_version") != SCHEMA_VERSION:
+    expected = SCHEMA_VERSION if "images" not in content else _VIDEO_SCHEMA_VERSION
+    if content.get("schema_version") != expected:
         raise DataError(
             f"{path}",
-            expected=f"schema version {SCHEMA_VERSION}",
+            expected=f"schema version {expected}",
             got=f"{content.get('schema_version')}, written by {content.get('software')}",
             hint="Use the software version that wrote it, or convert the store.",
         )
     try:
-        return EnvSpec.from_json(content["spec"]), dict(content["metadata"])
+        spec, metadata = EnvSpec.from_json(content["spec"]), dict(content["metadata"])
+        images = content["images"]["storage"] if "images" in content else ARRAYS
+        video_keys(spec, images)
+        return spec, metadata, images
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path / '.zattrs'}",

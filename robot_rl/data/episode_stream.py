@@ -1,0 +1,77 @@
+"""Episodes of a store or of a foreign reader, one after the other, for tools that look at all of them once.
+
+A chunk of a store holds many short episodes; reading them one by one would unpack it as many times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from robot_rl.data import episode_rows as er
+from robot_rl.data.committed import CommittedArrays
+from robot_rl.data.formats.importing import EpisodeReader
+from robot_rl.data.store import EpisodeStore
+from robot_rl.errors import DataError
+from robot_rl.types import Episode
+
+_BLOCK_BYTES = 64 * 1024**2
+
+
+def stored_episodes(
+    store: EpisodeStore, numbers: Sequence[int] | None = None
+) -> Iterator[tuple[int, Episode | DataError]]:
+    """(number, episode) of a store in order, in blocks of 64 MB; the error in place of one that is damaged.
+
+    Args:
+        store: to read.
+        numbers: which episodes; None for all.
+    """
+    if numbers is not None:
+        for number in numbers:
+            yield number, _one(store, number)
+        return
+    arrays = CommittedArrays(store.path, store.spec)
+    row_bytes = sum(array.size * np.dtype(array.dtype).itemsize for array in store.spec.observation.values())
+    ends, begin = store.episode_ends, 0
+    while begin < len(store):
+        first = int(ends[begin - 1]) if begin else 0
+        fitting = int(np.searchsorted(ends, first + _BLOCK_BYTES // max(row_bytes, 1), side="right"))
+        stop = max(begin + 1, fitting)
+        try:
+            yield from _block(arrays, begin, stop)
+        except DataError:
+            # One damaged row spoils its block; one by one, only its own episode.
+            yield from ((number, _one(store, number)) for number in range(begin, stop))
+        begin = stop
+
+
+def read_episodes(reader: EpisodeReader) -> Iterator[tuple[int, Episode | DataError]]:
+    """The same for a foreign dataset."""
+    for number in range(len(reader.names)):
+        try:
+            yield number, reader.read(number)
+        except DataError as error:
+            yield number, error
+
+
+def _one(store: EpisodeStore, number: int) -> Episode | DataError:
+    try:
+        return store.episode(number)
+    except DataError as error:
+        return error
+
+
+def _block(arrays: CommittedArrays, begin: int, stop: int) -> list[tuple[int, Episode | DataError]]:
+    rows = {key: arrays.rows(key, begin, stop) for key in arrays.names}
+    out: list[tuple[int, Episode | DataError]] = []
+    for number in range(begin, stop):
+        part = {}
+        for key, name in arrays.names.items():
+            offset = arrays.rows_before(begin, name)
+            part[key] = rows[key][
+                arrays.rows_before(number, name) - offset : arrays.rows_before(number + 1, name) - offset
+            ]
+        out.append((number, er.episode_from_rows(part, arrays.text(number), arrays.spec)))
+    return out
