@@ -23,6 +23,15 @@ SIMULATORS_AND_DRIVERS = {
     "evdev", "hid", "serial", "pyrealsense2", "pyspacemouse", "dynamixel_sdk", "av", "fastapi", "uvicorn", "websockets",
 }  # fmt: skip
 OPTIONAL = {
+    "av",
+    "pyarrow",
+    "fsspec",
+    "mcap",
+    "mcap_ros2",
+    "ruckig",
+    "rerun",
+    "PIL",
+    "matplotlib",
     "zarr",
     "numcodecs",
     "onnx",

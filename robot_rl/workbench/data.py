@@ -9,7 +9,21 @@ from importlib import import_module
 # Command -> (module beside this one, whose `main` gets the command's name first; what it does).
 COMMANDS = {
     "info": ("data_info", "what a dataset holds; for a foreign one, what an import needs"),
+    "check": ("data_check", "what is wrong with a dataset, where, and what to do; 0: training may start"),
+    "stats": ("data_stats", "range, mean, spread and quantiles of every element; lengths, success, sources"),
+    "card": ("data_card", "show or write the dataset card; --markdown for a hub"),
+    "view": ("data_view", "one HTML page: episodes, plots, film strips; --rerun FILE.rrd"),
     "import": ("data_import", "write the episodes of another format to a new store"),
+    "export": ("data_export", "write a store in another format"),
+    "delete": ("data_edit", "leave episodes out"),
+    "merge": ("data_edit", "several stores into a new one"),
+    "split": ("data_edit", "one store into several"),
+    "trim": ("data_edit", "cut steps from beginnings and ends"),
+    "relabel": ("data_edit", "new success, reward, source, instruction or card"),
+    "reencode": ("data_edit", "the same episodes with today's chunks and codecs"),
+    "verify": ("data_repair", "read everything against the checksums; 1 when something is damaged"),
+    "repair": ("data_repair", "keep what of a damaged store verifies"),
+    "restore": ("data_edit", "undo: bring the former version back from .trash"),
 }
 
 

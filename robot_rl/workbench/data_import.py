@@ -32,10 +32,11 @@ def main(words: Sequence[str]) -> int:
     Args:
         words: "import" and what stands behind it.
     """
-    return _import(_parser().parse_args(list(words[1:])))
+    return _import(parser().parse_args(list(words[1:])))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Words of the command."""
     adder = argparse.ArgumentParser(prog="robot-rl data import", description=__doc__, allow_abbrev=False)
     adder.add_argument("source", type=Path, help="file or folder of the other format")
     adder.add_argument("target", type=Path, help="the new store, for example datasets/demos.zarr")
@@ -68,8 +69,7 @@ def _import(options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(flag, expected="1 or more", got=str(value), hint="Correct it, or leave it out.")
-    name = options.format or detect_format(options.source)
-    reader = _maniskill(options) if name == "maniskill" else _keyed(options, name)
+    reader = reader_of(options)
     try:
         count = len(reader.names) if options.max_episodes is None else min(options.max_episodes, len(reader.names))
         with Progress("import", total=count) as progress:
@@ -84,6 +84,16 @@ def _import(options: argparse.Namespace) -> int:
         reader.close()
     print(json.dumps(report.to_json()) if options.json else _report_text(report, reader.spec))
     return 1 if report.left_out and not options.skip_bad else 0
+
+
+def reader_of(options: argparse.Namespace) -> EpisodeReader:
+    """The source that the words ask for.
+
+    Raises:
+        ConfigError, DataError: it can't be read as they say.
+    """
+    name = options.format or detect_format(options.source)
+    return _maniskill(options) if name == "maniskill" else _keyed(options, name)
 
 
 def _report_text(report: ImportReport, spec: EnvSpec) -> str:

@@ -154,7 +154,7 @@ class AlohaSource:
         if any(key.startswith(_IMAGES) for key in every) and not self._swap:
             yield (
                 "Images are taken as RGB. ALOHA's own tools pack with OpenCV, which may have turned red and blue around: "
-                "look at a frame before you train."
+                "look at a frame, and turn them back with --option swap_red_blue=true."
             )
         yield "The files do not say their rate; ALOHA records at 50 Hz."
         if self.keys["action"][0] != (14,):

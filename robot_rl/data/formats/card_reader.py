@@ -257,7 +257,7 @@ def _row(source: KeyedSource, name: str, *, where: str) -> tuple[tuple[int, ...]
 
 def _metadata(said: SourceEpisode) -> dict[str, Any]:
     """As the files have it when they were exported from a store of ours, else with where it came from."""
-    if "collector" in said.metadata:
+    if said.is_export:
         return dict(said.metadata)
     number = said.name.removeprefix("episode ")
     return {"collector": "import", "source_episode": number, **said.metadata}

@@ -41,11 +41,11 @@ class DppoSource:
 
     format = "dppo"
 
-    def __init__(self, path: Path, *, normalization: Path | None = None, is_raw: bool = False) -> None:
+    def __init__(self, path: Path, *, normalization: Path | str | None = None, is_raw: bool = False) -> None:
         self.path, self._npz = path, NpzSource(path)
         try:
             lengths = self._lengths()
-            self._bounds = {} if is_raw else self._read_bounds(normalization or _beside(path))
+            self._bounds = {} if is_raw else self._read_bounds(Path(normalization) if normalization else _beside(path))
         except BaseException:
             self._npz.close()
             raise
@@ -87,7 +87,7 @@ class DppoSource:
             step = int(np.argmax(np.abs(rows).max(axis=1)))
             raise DataError(
                 f"{where}, step {step}", expected="numbers in [-1, 1], as dppo scales them",
-                got=f"{np.abs(rows).max():g}", hint="If they were never scaled, say so (is_raw).",
+                got=f"{np.abs(rows).max():g}", hint="If they were never scaled, say so (--option is_raw=true).",
             )  # fmt: skip
         low, high = (self._bounds[f"{_SCALED[key]}_{side}"] for side in ("min", "max"))
         scaled_back: np.ndarray = (rows.astype(np.float64) + 1) / 2 * (high - low + _EPSILON) + low
@@ -135,7 +135,7 @@ class DppoSource:
                 f"{path}",
                 expected="normalization.npz, with which dppo scaled states and actions to [-1, 1]",
                 got="nothing there",
-                hint="Copy it beside train.npz. If the data were never scaled, say so (is_raw).",
+                hint="Copy it beside train.npz. If the data were never scaled, say so (--option is_raw=true).",
             )
         npz, bounds = NpzSource(path), {}
         try:

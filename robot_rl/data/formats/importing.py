@@ -137,7 +137,7 @@ def import_episodes(
         for _ in good_episodes():
             pass
         return _report(reader, done, left_out, target=None, content=None)
-    content = _write(good_episodes(), target, spec=reader.spec, metadata={"import": dict(reader.facts)})
+    content = _write(good_episodes(), target, spec=reader.spec, metadata=_store_metadata(reader.facts))
     return _report(reader, done, left_out, target=str(target), content=content)
 
 
@@ -163,6 +163,12 @@ def _write(episodes: Iterator[Episode], target: Path, *, spec: EnvSpec, metadata
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return content
+
+
+def _store_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a store came from, and the dataset card that an export of ours carried."""
+    card = facts.get("exported", {}).get("metadata", {}).get("card")
+    return {"import": dict(facts)} | ({"card": card} if card else {})
 
 
 def _batches(episodes: Iterator[Episode]) -> Iterator[list[Episode]]:

@@ -24,6 +24,7 @@ class SourceEpisode:
         has_final: keys that observe have steps + 1 rows: the last one is what the last action led to.
         terminated, truncated: how it ended; None where the format does not say.
         metadata: JSON types for the episode: "seed", "instruction", ...
+        is_export: it was exported from a store of ours, and `metadata` is all that it had there.
     """
 
     name: str
@@ -32,6 +33,7 @@ class SourceEpisode:
     terminated: bool | None = None
     truncated: bool | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    is_export: bool = False
 
 
 @runtime_checkable

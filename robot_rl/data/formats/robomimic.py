@@ -159,7 +159,7 @@ class RobomimicSource:
         name, demo = self._names[index], self._demos[index]
         if self._sidecar is not None:
             said = self._said(index)
-            return SourceEpisode(name, demo.steps, True, said["terminated"], said["truncated"], said["metadata"])
+            return SourceEpisode(name, demo.steps, True, said["terminated"], said["truncated"], said["metadata"], True)
         attributes = self._file[f"data/{name}"].attrs
         metadata = {} if self._instruction is None else {"instruction": self._instruction}
         if "ep_meta" in attributes:  # robocasa

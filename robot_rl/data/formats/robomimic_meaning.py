@@ -46,8 +46,10 @@ def declared_card(env_args: Mapping[str, Any], keys: Keys, *, reaches: float) ->
     if controller is not None and not contradicts(env_args, reaches=reaches):
         semantics = _semantics(controller, str(env_args.get("env_version", "")))
         action = _action(controller, semantics, size=int(np.prod(keys["actions"][0])), robots=max(len(robots), 1))
-        if semantics is not None and action is not None:
-            card |= {"action_semantics": semantics, "action": action}
+        if semantics is not None and (action is not None or semantics["frame"] == "joint"):
+            card["action_semantics"] = semantics
+        if action is not None:
+            card["action"] = action
     observation = dict(_observation(keys))
     return card | ({"observation": observation} if "proprio" in observation else {})
 
