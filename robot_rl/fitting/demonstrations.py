@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from robot_rl.data.same_spec import require_same_spec
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import StepArrays, WindowSampler
-from robot_rl.errors import DataError
 from robot_rl.types import Episode, Source
 
 BATCH = 256
@@ -92,11 +92,7 @@ class Imitated:
 
     def _successful(self, path: str, policy: Any) -> list[StepArrays]:
         with EpisodeStore.open(path) as store:
-            if store.spec.to_json() != policy.spec.to_json():
-                raise DataError(
-                    path, expected=f"episodes of the policy's environment ({policy.spec.env_id}), same spec",
-                    got=f"those of {store.spec.env_id} with another spec", hint="Collect with the policy's environment.",
-                )  # fmt: skip
+            require_same_spec(store.spec, policy.spec, where=path)
             success = np.flatnonzero(store.success)
             return [StepArrays.from_store(store, self._keys).select(success)] if len(success) else []
 

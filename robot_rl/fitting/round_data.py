@@ -16,6 +16,7 @@ import torch
 
 from robot_rl.algorithms.returns import reachable_range
 from robot_rl.algorithms.rewards import RewardConfig, jitter, penalised_range, shaped_rewards
+from robot_rl.data.same_spec import require_same_spec
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.transitions import Transitions, transitions_of
 from robot_rl.data.windows import StepArrays, WindowSampler, split_by_episode
@@ -160,11 +161,7 @@ def _read(
     parts, hashes = [], []
     for path in stores:
         with EpisodeStore.open(path, mode="r") as store:
-            if store.spec.to_json() != policy.spec.to_json():
-                raise DataError(
-                    path, expected=f"episodes of the policy's environment ({policy.spec.env_id}), same spec",
-                    got=f"those of {store.spec.env_id} with another spec", hint="Collect with the policy's environment.",
-                )  # fmt: skip
+            require_same_spec(store.spec, policy.spec, where=path)
             parts.append(StepArrays.from_store(store, keys))
             hashes.append(store.content_hash())
     arrays = StepArrays.concatenate(parts)

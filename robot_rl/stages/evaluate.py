@@ -26,6 +26,7 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.disturbance import Push, Shift
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.algorithms.throughput import longest_run, successes_an_hour
+from robot_rl.data.same_spec import declarations
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.deploy.onnx_policy import TENSORRT_PROVIDER
@@ -304,10 +305,15 @@ def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
     """
     pairs = [
         ("action size", trained.action.size, given.action.size),
-        ("action semantics", trained.action_semantics, given.action_semantics),
         ("control_hz", trained.control_hz, given.control_hz),
         ("joint_names", trained.joint_names, given.joint_names),
     ]
+    if trained.action_semantics != given.action_semantics:
+        raise PolicyError(
+            f"{where}: action semantics", expected=f"what it was trained with (data), not what {given.env_id} takes (wanted)",
+            got="\n" + declarations(trained.action_semantics, given.action_semantics) + "\n",
+            hint="Use the environment configuration the policy was trained with.",
+        )  # fmt: skip
     pairs += [
         (f"observation {key!r}", spec.shape, given.observation[key].shape if key in given.observation else None)
         for key, spec in trained.observation.items()
