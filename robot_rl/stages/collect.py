@@ -23,6 +23,7 @@ from typing import Any
 
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.contracts import check_is_diffusion
+from robot_rl.data.disk_space import estimate
 from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import ConfigError, DataError
@@ -32,6 +33,7 @@ from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
+from robot_rl.specs import EnvSpec
 from robot_rl.stages.evaluate import check_spec
 from robot_rl.types import Episode, Source
 
@@ -136,6 +138,7 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
                 log.warning("stopped by the user: %d episodes are safe in %s", len(store), config.dataset)
                 raise KeyboardInterrupt
 
+        _say_room(store, env.spec, missing=config.num_episodes - len(store))
         while len(store) < config.num_episodes:
             seeds = [int(seed) for seed in store.seeds] + [record.seed for record in records]
             first = max([config.first_seed, *(seed + 1 for seed in seeds)])
@@ -155,6 +158,14 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
     summary |= {"seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary
+
+
+def _say_room(store: EpisodeStore, spec: EnvSpec, *, missing: int) -> None:
+    """Say before the first episode whether all of them will fit; episodes are mostly shorter than the limit."""
+    plan = estimate(store.path, spec, steps=max(missing, 0) * spec.max_episode_steps, store=store)
+    log.info("%s", plan.text())
+    if plan.steps_left < plan.steps:
+        log.warning("room for %d of %d episodes of full length", plan.steps_left // spec.max_episode_steps, missing)
 
 
 def _policy(config: CollectConfig) -> Any:

@@ -15,6 +15,7 @@ from robot_rl.errors import ConfigError, DataError, closest
 # Name -> module and class of its KeyedSource. ManiSkill has a reader of its own (maniskill.py): its spec comes from an env.
 SOURCES = {
     "diffusion_policy": "diffusion_policy.DiffusionPolicySource",
+    "lerobot": "lerobot.LeRobotSource",
     "robomimic": "robomimic.RobomimicSource",
     "aloha": "aloha.AlohaSource",
     "minari": "minari.MinariSource",
