@@ -90,6 +90,7 @@ def detect_format(path: Path) -> str:
 
 
 def _looks(path: Path) -> Iterator[tuple[str, bool]]:
+    yield "lerobot", (path / "meta" / "info.json").is_file()
     is_hdf5 = path.is_file() and path.suffix in (".h5", ".hdf5")
     yield (
         "minari",
