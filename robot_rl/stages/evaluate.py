@@ -308,12 +308,6 @@ def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
         ("control_hz", trained.control_hz, given.control_hz),
         ("joint_names", trained.joint_names, given.joint_names),
     ]
-    if trained.action_semantics != given.action_semantics:
-        raise PolicyError(
-            f"{where}: action semantics", expected=f"what it was trained with (data), not what {given.env_id} takes (wanted)",
-            got="\n" + declarations(trained.action_semantics, given.action_semantics) + "\n",
-            hint="Use the environment configuration the policy was trained with.",
-        )  # fmt: skip
     pairs += [
         (f"observation {key!r}", spec.shape, given.observation[key].shape if key in given.observation else None)
         for key, spec in trained.observation.items()
@@ -326,3 +320,9 @@ def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
                 got=f"{got} (what {given.env_id} offers)",
                 hint="Use the environment configuration the policy was trained with.",
             )
+    if trained.action_semantics != given.action_semantics:
+        raise PolicyError(
+            f"{where}: action semantics", expected=f"what it was trained with (data), not what {given.env_id} takes (wanted)",
+            got="\n" + declarations(trained.action_semantics, given.action_semantics) + "\n",
+            hint="Use the environment configuration the policy was trained with.",
+        )  # fmt: skip
