@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", choices=("video", "png"), default="video", help="lerobot: H.264, or exact PNG")
     parser.add_argument("--done-mode", type=int, choices=(0, 1, 2), default=2, help="robomimic: success, end, both")
     parser.add_argument("--normalize", action="store_true", help="robomimic: scale actions to [-1, 1]")
-    parser.add_argument("--valid-fraction", type=float, default=0.1, help="robomimic: share of mask/valid (%(default)s)")
+    parser.add_argument(
+        "--valid-fraction", type=float, default=0.1, help="robomimic: share of mask/valid (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="robomimic: of that split")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
