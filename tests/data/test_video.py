@@ -470,7 +470,7 @@ def test_a_stop_at_any_system_call_is_repaired(child, tmp_path, name, error):
         calls = stopping(patch, name, 10**9, error)
         store.append(child.make_episode(2))
     sizes = set()
-    for after in sorted({*range(8), *range(8, len(calls), 9), len(calls) - 1}):
+    for after in sorted({0, 1, 2, 3, 4, len(calls) // 2, len(calls) - 1}):
         path = Path(shutil.copytree(base, tmp_path / f"{after}.zarr"))
         store = EpisodeStore.open(path, mode="a")
         with pytest.MonkeyPatch.context() as patch:
