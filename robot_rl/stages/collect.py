@@ -58,6 +58,7 @@ class CollectConfig:
         mode: sampling mode of that policy, or null for its own.
         sigma_min: noise floor of mode eta1, or null for the policy's own.
         dataset: where the store is (made when missing, continued when there).
+        images: how cameras are kept: "arrays", "video" or "video_lossless"; null: as the dataset does, arrays in a new one.
         num_episodes: total number of episodes that the dataset shall hold.
         keep: store all episodes, or only those with success_once.
         num_envs: environments stepped side by side; does not change the data.
@@ -74,6 +75,7 @@ class CollectConfig:
     mode: SamplingMode | None = None
     sigma_min: float | None = None
     dataset: str = "datasets/demonstrations.zarr"
+    images: str | None = None
     num_episodes: int = 100
     keep: Keep = Keep.all
     num_envs: int = 8
@@ -113,7 +115,7 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
         metadata |= {"collector": "policy", "policy": config.policy, **sampling}
     table = run.path / "episodes.jsonl"
     with (
-        EpisodeStore.open_or_create(config.dataset, env.spec, metadata=metadata) as store,
+        EpisodeStore.open_or_create(config.dataset, env.spec, metadata=metadata, images=config.images) as store,
         open(table, "a", encoding="utf-8") as file,
         MetricsWriter(run.path / "metrics.jsonl", resume_step=len(store)) as metrics,
         interruptible() as stop,
