@@ -18,7 +18,6 @@ import numpy as np
 from robot_rl.arrays import Array
 from robot_rl.data import episode_rows as er
 from robot_rl.data.journal import journal_directory, pending_journals, read_journal, sweep, write_journal
-from robot_rl.data.store_attributes import read_attributes
 from robot_rl.data.video_files import VideoFiles
 from robot_rl.data.zarr_layout import refuse_mixed_formats, write_files
 from robot_rl.errors import DataError
@@ -40,15 +39,15 @@ class CommittedArrays:
         videos: files that stand for the arrays of some cameras.
     """
 
-    def __init__(self, path: Path, spec: EnvSpec) -> None:
-        """Read the index and check that all chunks are there.
+    def __init__(self, path: Path, spec: EnvSpec, images: str) -> None:
+        """Read the index and check that all chunks are there; `images` is how the store keeps them (video_files.py).
 
         Raises:
             DataError: when the store is damaged.
         """
         self.path, self.spec = path, spec
         self.names = er.array_names(spec)
-        self.videos = VideoFiles(path, spec, read_attributes(path)[2])
+        self.videos = VideoFiles(path, spec, images)
         self._arrays = er.array_layout(spec, path, videos=self.videos.keys)
         for group in (path, path / "data", path / "meta", *(array.path for array in self._arrays.values())):
             refuse_mixed_formats(group)

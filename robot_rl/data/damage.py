@@ -108,7 +108,7 @@ def survey(
             on_episode(index + 1, declared)
     if not problems and not lost:
         # Whatever else keeps it from being opened.
-        _noted(problems, partial(CommittedArrays, path, spec), None)
+        _noted(problems, partial(CommittedArrays, path, spec, images), None)
     pending = sum(index >= damaged.episodes for index in journal)
     return Survey(path, spec, metadata, images, declared, pending, good, lost, tuple(problems))
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from robot_rl.data import episode_rows as er
-from robot_rl.data.committed import CommittedArrays
 from robot_rl.data.formats.importing import EpisodeReader
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import DataError
@@ -32,7 +30,6 @@ def stored_episodes(
         for number in numbers:
             yield number, _one(store, number)
         return
-    arrays = CommittedArrays(store.path, store.spec)
     row_bytes = sum(array.size * np.dtype(array.dtype).itemsize for array in store.spec.observation.values())
     ends, begin = store.episode_ends, 0
     while begin < len(store):
@@ -40,11 +37,23 @@ def stored_episodes(
         fitting = int(np.searchsorted(ends, first + _BLOCK_BYTES // max(row_bytes, 1), side="right"))
         stop = max(begin + 1, fitting)
         try:
-            yield from _block(arrays, begin, stop)
+            yield from enumerate(store.episodes(begin, stop), begin)
         except DataError:
             # One damaged row spoils its block; one by one, only its own episode.
             yield from ((number, _one(store, number)) for number in range(begin, stop))
         begin = stop
+
+
+def whole_episodes(store: EpisodeStore) -> Iterator[tuple[int, Episode]]:
+    """The same where none may be missing.
+
+    Raises:
+        DataError: an episode is damaged.
+    """
+    for number, episode in stored_episodes(store):
+        if isinstance(episode, DataError):
+            raise episode
+        yield number, episode
 
 
 def read_episodes(reader: EpisodeReader) -> Iterator[tuple[int, Episode | DataError]]:
@@ -61,17 +70,3 @@ def _one(store: EpisodeStore, number: int) -> Episode | DataError:
         return store.episode(number)
     except DataError as error:
         return error
-
-
-def _block(arrays: CommittedArrays, begin: int, stop: int) -> list[tuple[int, Episode | DataError]]:
-    rows = {key: arrays.rows(key, begin, stop) for key in arrays.names}
-    out: list[tuple[int, Episode | DataError]] = []
-    for number in range(begin, stop):
-        part = {}
-        for key, name in arrays.names.items():
-            offset = arrays.rows_before(begin, name)
-            part[key] = rows[key][
-                arrays.rows_before(number, name) - offset : arrays.rows_before(number + 1, name) - offset
-            ]
-        out.append((number, er.episode_from_rows(part, arrays.text(number), arrays.spec)))
-    return out

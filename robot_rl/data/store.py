@@ -51,7 +51,7 @@ class EpisodeStore:
         """Read an existing store; use `open` instead, which also takes the lock."""
         self._path, self._lock = path, lock
         self._spec, self._metadata, self._images = read_attributes(path)
-        self._committed = CommittedArrays(path, self._spec)
+        self._committed = CommittedArrays(path, self._spec, self._images)
 
     @classmethod
     def create(

@@ -13,10 +13,9 @@ import numpy as np
 
 from robot_rl.data.element_names import names_of, units_of
 from robot_rl.data.element_statistics import ElementStatistics, Summary
-from robot_rl.data.episode_stream import stored_episodes
+from robot_rl.data.episode_stream import whole_episodes
 from robot_rl.data.quality_values import spread_findings
 from robot_rl.data.store import EpisodeStore
-from robot_rl.errors import DataError
 from robot_rl.runs.progress import Progress
 from robot_rl.specs import ArraySpec
 from robot_rl.types import Source
@@ -57,9 +56,7 @@ def dataset_statistics(store: EpisodeStore) -> dict[str, Any]:
     gathered = {key: ElementStatistics(array) for key, array in small.items()}
     steps_by_source, rewards = Counter[int](), ElementStatistics(ArraySpec("reward", (1,)))
     with Progress("stats", total=len(store)) as progress:
-        for _, episode in stored_episodes(store):
-            if isinstance(episode, DataError):
-                raise episode
+        for _, episode in whole_episodes(store):
             for key, statistics in gathered.items():
                 statistics.add(episode.action if key == "action" else episode.observation[key])
             codes, counts = np.unique(episode.source, return_counts=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.data.formats import lerobot_sidecar as sidecar
+from robot_rl.data.formats.exporting import require_checksum
 from robot_rl.data.formats.hdf5_source import decode_image
 from robot_rl.data.formats.keyed import SourceEpisode
 from robot_rl.data.formats.lerobot_columns import Span, read_column, read_pictures, scan
@@ -80,7 +81,7 @@ class LeRobotSource:
                 final = sidecar.read_episode_array(self.path, index, f"final/{key}")
                 rows = np.concatenate([rows, final.reshape(1, *rows.shape[1:]).astype(rows.dtype, copy=False)])
         said = self._sidecar["episodes"][index]["crc32"] if self._sidecar is not None else {}
-        sidecar.require_checksum(rows, said.get(key), where=where)
+        require_checksum(rows, said.get(key), where=where, hint=sidecar.CHANGED)
         return rows
 
     def close(self) -> None:

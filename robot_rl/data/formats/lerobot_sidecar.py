@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 
 from robot_rl.data.formats.lerobot_layout import parse_json
-from robot_rl.data.formats.robomimic_sidecar import checksum
 from robot_rl.errors import DataError
 
 SCHEMA = "robot_rl.lerobot"
 VERSION = 1
 SOURCE, TIME = "robot_rl/source", "robot_rl/time"
-_HINT = (
+CHANGED = (
     "The dataset was changed since robot-rl wrote it: export it again, or delete meta/robot_rl.json to import the rest."
 )
 
@@ -65,7 +64,7 @@ def read_sidecar(path: Path, lengths: list[int]) -> dict[str, Any] | None:
     episodes = content.get("episodes")
     if not isinstance(episodes, list) or [episode.get("steps") for episode in episodes] != lengths:
         got = f"{len(episodes)} of other lengths" if isinstance(episodes, list) else "none"
-        raise DataError(f"{file}", expected=f"the {len(lengths)} episodes of this dataset", got=got, hint=_HINT)
+        raise DataError(f"{file}", expected=f"the {len(lengths)} episodes of this dataset", got=got, hint=CHANGED)
     return content
 
 
@@ -81,11 +80,5 @@ def read_episode_array(path: Path, number: int, name: str) -> np.ndarray:
             f"{file}, episode {number}, {name}",
             expected="this array",
             got=f"{type(error).__name__}: {error}",
-            hint=_HINT,
+            hint=CHANGED,
         ) from error
-
-
-def require_checksum(rows: np.ndarray, expected: int | None, *, where: str) -> None:
-    """Compare what was read with what was written; nothing to do without a checksum. Raises DataError."""
-    if expected is not None and checksum(rows) != expected:
-        raise DataError(where, expected="the numbers that were exported (checksum)", got="others", hint=_HINT)

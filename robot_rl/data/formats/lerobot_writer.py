@@ -8,18 +8,15 @@ so that an import gives back the same episodes: numbers bit by bit, images too w
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robot_rl.data.episode_stream import stored_episodes
+from robot_rl.data.episode_stream import whole_episodes
 from robot_rl.data.formats import lerobot_sidecar as sidecar
+from robot_rl.data.formats.exporting import appears_whole, card_for, checksum, require_episodes
 from robot_rl.data.formats.lerobot_stats import Statistics
 from robot_rl.data.formats.lerobot_tables import (
     CHUNKS_SIZE,
@@ -33,9 +30,9 @@ from robot_rl.data.formats.lerobot_tables import (
 )
 from robot_rl.data.formats.lerobot_verify import verify
 from robot_rl.data.formats.lerobot_video import video_info
-from robot_rl.data.formats.robomimic_sidecar import checksum
-from robot_rl.data.formats.spec_card import ArrayCard, SpecCard
+from robot_rl.data.formats.spec_card import SpecCard
 from robot_rl.data.store import EpisodeStore
+from robot_rl.data.trash import size_on_disk
 from robot_rl.errors import DataError
 from robot_rl.specs import ArraySpec, EnvSpec
 from robot_rl.types import Episode
@@ -71,24 +68,14 @@ def write_lerobot(
     Raises:
         DataError: something is at `target`, the store is empty or can't come back, an image is lost to the codec, full disk.
     """
-    _check_request(store, target, images)
+    _check_request(store, images)
     names = {key: lerobot_name(key) for key in store.spec.observation}
-    unfinished = target.with_name(f".{target.name}.exporting-{uuid.uuid4().hex[:8]}")
-    try:
+    with appears_whole(target, what="dataset") as unfinished:
         unfinished.mkdir(parents=True)
         _Export(store, unfinished, names, images, (float(data_file_mb), float(video_file_mb))).run(on_episode)
         worst = verify(store, unfinished, card_of(store.spec, names))
-        size = sum(file.stat().st_size for file in unfinished.rglob("*") if file.is_file())
+        size = size_on_disk(unfinished)
         counts = {kind: len(list(unfinished.rglob(f"{kind}/**/*.*"))) for kind in ("data", "videos")}
-        _refuse_existing(target)
-        os.rename(unfinished, target)
-    except OSError as error:
-        raise DataError(
-            f"{target}", expected="to write the dataset", got=f"{error.strerror or error}",
-            hint="Check permissions and free disk space. Nothing was left at the target.",
-        ) from error  # fmt: skip
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return {
         "path": str(target),
         "episodes": len(store),
@@ -110,26 +97,10 @@ def lerobot_name(key: str) -> str:
 
 def card_of(spec: EnvSpec, names: Mapping[str, str]) -> SpecCard:
     """The card with which `spec` comes back from the dataset."""
-
-    def part(array: ArraySpec, key: str) -> ArrayCard:
-        return ArrayCard((key,), array.units, array.meanings, low=array.low, high=array.high)
-
-    return SpecCard(
-        env_id=spec.env_id,
-        robot=spec.robot,
-        control_hz=spec.control_hz,
-        max_episode_steps=spec.max_episode_steps,
-        joint_names=spec.joint_names,
-        action_semantics=spec.action_semantics,
-        action=part(spec.action, "action"),
-        observation={key: part(array, names[key]) for key, array in spec.observation.items()},
-        source="teleop",
-        success="next.success" if spec.has_success else "none",
-        reward_key="next.reward",
-        timestamp_key=sidecar.TIME,
-        source_key=sidecar.SOURCE,
-        timestamp_from_start=True,
-    )
+    return card_for(
+        spec, names, action="action", success="next.success", reward="next.reward", time=sidecar.TIME,
+        source=sidecar.SOURCE,
+    )  # fmt: skip
 
 
 class _Export:
@@ -156,9 +127,7 @@ class _Export:
         rows, said = [], []
         (self._path / "meta").mkdir()
         try:
-            for number, episode in stored_episodes(self._store):
-                if isinstance(episode, DataError):
-                    raise episode
+            for number, episode in whole_episodes(self._store):
                 row, about = self._episode(number, episode)
                 rows.append(row)
                 said.append(about)
@@ -175,7 +144,7 @@ class _Export:
         (self._path / "meta" / "stats.json").write_text(json.dumps(self._statistics.result(), indent=4))
         (self._path / "meta" / "info.json").write_text(json.dumps(self._info(), indent=4))
         sidecar.write_sidecar(self._path, {
-            "card": _json_types(asdict(card_of(self._store.spec, self._names))), "spec": self._store.spec.to_json(),
+            "card": card_of(self._store.spec, self._names).to_json(), "spec": self._store.spec.to_json(),
             "metadata": self._store.metadata, "content_hash": self._store.content_hash(), "images": self._images,
             "episodes": said,
         })  # fmt: skip
@@ -263,14 +232,10 @@ def _feature(array: ArraySpec) -> dict[str, Any]:
     return {"dtype": array.dtype, "shape": list(array.shape), "names": names if len(array.shape) == 1 else None}
 
 
-def _check_request(store: EpisodeStore, target: Path, images: str) -> None:
+def _check_request(store: EpisodeStore, images: str) -> None:
     if images not in IMAGES:
         raise DataError("LeRobot, images", expected=" or ".join(IMAGES), got=repr(images), hint="Correct it.")
-    _refuse_existing(target)
-    if not len(store):
-        raise DataError(
-            f"{store.path}", expected="at least one episode", got="none", hint="Record or import some first."
-        )
+    require_episodes(store)
     for key, array in store.spec.observation.items():
         if key.startswith("image/") and (array.dtype != "uint8" or len(array.shape) != 3 or array.shape[-1] != 3):
             raise DataError(
@@ -286,20 +251,3 @@ def _notes(spec: EnvSpec) -> list[str]:
     if "points" in spec.observation:
         notes.append("observation.points has no statistics, and no policy of LeRobot 0.4 reads it.")
     return notes
-
-
-def _json_types(value: Any) -> Any:
-    """Dataclass fields as JSON types: enums by value, tuples as lists."""
-    if isinstance(value, Mapping):
-        return {key: _json_types(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_types(entry) for entry in value]
-    return getattr(value, "value", value)
-
-
-def _refuse_existing(target: Path) -> None:
-    if target.exists():
-        raise DataError(
-            f"{target}", expected="a path with nothing there", got="a file or directory",
-            hint="Nothing is ever overwritten: choose another target.",
-        )  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.data.formats import robomimic_sidecar as sidecar
+from robot_rl.data.formats.exporting import require_checksum
 from robot_rl.data.formats.hdf5_source import (
     leaf_names,
     named_damage,
@@ -98,7 +99,7 @@ class RobomimicSource:
                 rows = np.concatenate([rows, final])
             if rows.shape[1:] != self.keys[key][0]:
                 raise _other_shape(f"{where}, {key}", self.keys[key][0], rows.shape[1:])
-            sidecar.require_checksum(rows, self._checksums(index).get(key), where=f"{where}, {key}")
+            require_checksum(rows, self._checksums(index).get(key), where=f"{where}, {key}", hint=sidecar.CHANGED)
             return rows
 
     def close(self) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl.arrays import Array
 from robot_rl.data.formats.hdf5_source import read_rows
 from robot_rl.errors import DataError
 
@@ -26,15 +25,9 @@ GROUP = "robot_rl"
 SCHEMA = "robot_rl.robomimic"
 VERSION = 1
 SUCCESS, SOURCE, TIME, ACTION = (f"{GROUP}/{name}" for name in ("success", "source", "time", "action"))
-_HINT = (
+CHANGED = (
     "The file was changed since robot-rl wrote it: export it again, or delete its group /robot_rl to import the rest."
 )
-
-
-def checksum(array: Array) -> int:
-    """CRC-32 of the elements in C order; of another dtype or shape it is another one."""
-    kind = f"{array.dtype.str}{array.shape}".encode()
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(kind))
 
 
 def write_json(group: Any, content: Mapping[str, Any]) -> None:
@@ -52,7 +45,7 @@ def read_json(group: Any, *, where: str) -> dict[str, Any]:
     """
     data = read_rows(group, "json", where=where)
     if data.dtype != np.uint8 or int(group["json"].attrs.get("crc32", -1)) != zlib.crc32(data.data):
-        raise DataError(f"{where}, json", expected="its checksum", got="another one", hint=_HINT)
+        raise DataError(f"{where}, json", expected="its checksum", got="another one", hint=CHANGED)
     content: dict[str, Any] = json.loads(data.tobytes())
     return content
 
@@ -74,16 +67,6 @@ def sidecar_of(file: Any, demos: list[str], *, where: str) -> dict[str, Any] | N
         odd = sorted(set(content["demos"]) ^ set(demos))
         raise DataError(
             place, expected=f"{len(content['demos'])} demos, as robot-rl wrote", got=f"{len(demos)} ({', '.join(odd[:5])})",
-            hint=_HINT,
+            hint=CHANGED,
         )  # fmt: skip
     return content
-
-
-def require_checksum(rows: Array, expected: int | None, *, where: str) -> None:
-    """Compare what was read with what was written; nothing to do without a checksum.
-
-    Raises:
-        DataError: they differ.
-    """
-    if expected is not None and checksum(rows) != expected:
-        raise DataError(where, expected="the numbers that were exported (checksum)", got="others", hint=_HINT)

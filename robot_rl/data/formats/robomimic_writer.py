@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robot_rl.data.episode_stream import stored_episodes
+from robot_rl.data.episode_stream import whole_episodes
 from robot_rl.data.formats import robomimic_sidecar as sidecar
-from robot_rl.data.formats.card_reader import CardReader
+from robot_rl.data.formats.exporting import appears_whole, card_for, checksum, require_episodes, verify_export
 from robot_rl.data.formats.robomimic import RobomimicSource
-from robot_rl.data.formats.spec_card import ArrayCard, FinalObservation, SpecCard
+from robot_rl.data.formats.spec_card import FinalObservation, SpecCard
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import DataError
-from robot_rl.specs import ArraySpec, EnvSpec
+from robot_rl.specs import EnvSpec
 from robot_rl.types import Episode
 
 _GYM = 2  # robomimic's EnvType of an environment that is not robosuite's
@@ -59,25 +58,18 @@ def write_robomimic(
     Raises:
         DataError: something is at `target`, the store is empty or can't come back, actions leave [-1, 1], a full disk.
     """
-    _check_request(store, target, done_mode, valid_fraction)
+    _check_request(store, done_mode, valid_fraction)
     names = {key: _name(key) for key in store.spec.observation}
-    scale = _scale(store, normalize=normalize)
-    card = card_of(store.spec, names, action="actions" if scale is None else sidecar.ACTION)
-    masks = split(len(store), valid_fraction=valid_fraction, seed=seed)
-    unfinished = target.with_name(f".{target.name}.exporting-{uuid.uuid4().hex[:8]}")
-    try:
-        about = {"card": _json_types(asdict(card)), "done_mode": done_mode, "action_scale": scale, "next_obs": next_obs}
+    with appears_whole(target, what="file") as unfinished:
+        scale = _scale(store, normalize=normalize)
+        card = card_of(store.spec, names, action="actions" if scale is None else sidecar.ACTION)
+        masks = split(len(store), valid_fraction=valid_fraction, seed=seed)
+        about = {"card": card.to_json(), "done_mode": done_mode, "action_scale": scale, "next_obs": next_obs}
         _write(store, unfinished, names=names, about=about, masks=masks, on_episode=on_episode)
-        _verify(store, unfinished, card)
-        _refuse_existing(target)
-        os.rename(unfinished, target)
-    except OSError as error:
-        raise DataError(
-            f"{target}", expected="to write the file", got=f"{error.strerror or error}",
-            hint="Check permissions and free disk space. Nothing was left at the target.",
-        ) from error  # fmt: skip
-    finally:
-        unfinished.unlink(missing_ok=True)
+        for _compared in verify_export(
+            store, RobomimicSource(unfinished), card, hint="Export to LeRobot, or copy the store."
+        ):
+            pass
     return {
         "path": str(target),
         "episodes": len(store),
@@ -101,40 +93,20 @@ def split(episodes: int, *, valid_fraction: float, seed: int) -> dict[str, list[
 
 def card_of(spec: EnvSpec, names: Mapping[str, str], *, action: str) -> SpecCard:
     """The card with which `spec` comes back from the file."""
-
-    def part(array: ArraySpec, key: str) -> ArrayCard:
-        return ArrayCard((key,), array.units, array.meanings, low=array.low, high=array.high)
-
-    return SpecCard(
-        env_id=spec.env_id,
-        robot=spec.robot,
-        control_hz=spec.control_hz,
-        max_episode_steps=spec.max_episode_steps,
-        joint_names=spec.joint_names,
-        action_semantics=spec.action_semantics,
-        action=part(spec.action, action),
-        observation={key: part(array, f"obs/{names[key]}") for key, array in spec.observation.items()},
-        source="teleop",
-        success=sidecar.SUCCESS if spec.has_success else "none",
-        reward_key="rewards",
-        timestamp_key=sidecar.TIME,
-        final_observation=FinalObservation.repeat,
-        source_key=sidecar.SOURCE,
-        timestamp_from_start=True,
-    )
+    card = card_for(
+        spec, {key: f"obs/{name}" for key, name in names.items()}, action=action, success=sidecar.SUCCESS,
+        reward="rewards", time=sidecar.TIME, source=sidecar.SOURCE,
+    )  # fmt: skip
+    return replace(card, final_observation=FinalObservation.repeat)
 
 
-def _check_request(store: EpisodeStore, target: Path, done_mode: int, valid_fraction: float) -> None:
+def _check_request(store: EpisodeStore, done_mode: int, valid_fraction: float) -> None:
     if done_mode not in (0, 1, 2) or not 0 <= valid_fraction < 1:
         raise DataError(
             "robomimic", expected="done_mode 0, 1 or 2 and 0 <= valid_fraction < 1",
             got=f"{done_mode} and {valid_fraction}", hint="Correct it.",
         )  # fmt: skip
-    _refuse_existing(target)
-    if not len(store):
-        raise DataError(
-            f"{store.path}", expected="at least one episode", got="none", hint="Record or import some first."
-        )
+    require_episodes(store)
 
 
 def _write(
@@ -152,7 +124,7 @@ def _write(
     env_args = {"env_name": store.spec.env_id, "env_version": "", "type": _GYM, "env_kwargs": {}}
     with h5py.File(path, "x") as file:
         data, ours, mask = (file.create_group(name) for name in ("data", sidecar.GROUP, "mask"))
-        for index, episode in _episodes(store):
+        for index, episode in whole_episodes(store):
             _write_demo(episode, data.create_group(demos[index]), ours.create_group(demos[index]), names, about)
             if on_episode is not None:
                 on_episode(index + 1, len(demos))
@@ -169,13 +141,6 @@ def _write(
         os.fsync(written.fileno())
 
 
-def _episodes(store: EpisodeStore) -> Iterator[tuple[int, Episode]]:
-    for index, episode in stored_episodes(store):
-        if isinstance(episode, DataError):
-            raise episode
-        yield index, episode
-
-
 def _write_demo(episode: Episode, demo: Any, ours: Any, names: Mapping[str, str], about: Mapping[str, Any]) -> None:
     """One demo; next_obs is obs one step later, with the final observation last."""
     checksums, steps, scale = {}, len(episode), about["action_scale"]
@@ -185,7 +150,7 @@ def _write_demo(episode: Episode, demo: Any, ours: Any, names: Mapping[str, str]
         if about["next_obs"]:
             demo.create_dataset(f"next_obs/{name}", data=rows[1:])
         ours.create_dataset(f"final/{name}", data=rows[-1:])
-        checksums[f"obs/{name}"] = sidecar.checksum(rows)
+        checksums[f"obs/{name}"] = checksum(rows)
     ending = np.arange(steps) == steps - 1
     dones = {0: episode.success, 1: ending, 2: episode.success | ending}[about["done_mode"]]
     action = episode.action if scale is None else _scaled(episode.action, scale)
@@ -194,49 +159,15 @@ def _write_demo(episode: Episode, demo: Any, ours: Any, names: Mapping[str, str]
     kept |= {} if scale is None else {"action": episode.action}
     for name, array in plain.items():
         demo.create_dataset(name, data=array)
-        checksums[name] = sidecar.checksum(array)
+        checksums[name] = checksum(array)
     for name, array in kept.items():
         ours.create_dataset(name, data=array)
-        checksums[f"{sidecar.GROUP}/{name}"] = sidecar.checksum(array)
+        checksums[f"{sidecar.GROUP}/{name}"] = checksum(array)
     demo.attrs["num_samples"] = steps
     sidecar.write_json(ours, {
         "name": demo.name.rpartition("/")[2], "terminated": episode.terminated, "truncated": episode.truncated,
         "metadata": dict(episode.metadata), "crc32": checksums,
     })  # fmt: skip
-
-
-def _verify(store: EpisodeStore, path: Path, card: SpecCard) -> None:
-    """Read the file as an import would, and compare every episode with the store."""
-    source = RobomimicSource(path)
-    try:
-        reader = CardReader(source, card)
-        if reader.spec != store.spec:
-            raise DataError(
-                f"{store.path}, spec", expected="arrays that a card can describe: flat float32, points and uint8 images",
-                got="another kind", hint="Nothing was written. Export to LeRobot, or copy the store.",
-            )  # fmt: skip
-        for index, episode in _episodes(store):
-            differences = _differences(episode, reader.read(index))
-            if differences:
-                raise DataError(
-                    f"{path}, {reader.names[index]}", expected="what the store holds", got=f"others: {', '.join(differences)}",
-                    hint="Nothing was written. The disk, or robot-rl, is at fault.",
-                )  # fmt: skip
-    finally:
-        source.close()
-
-
-def _differences(ours: Episode, theirs: Episode) -> list[str]:
-    pairs = [
-        (key, getattr(ours, key), getattr(theirs, key)) for key in ("action", "reward", "success", "source", "time")
-    ]
-    for part in ("observation", "final_observation"):
-        pairs += [(f"{part} {key}", value, getattr(theirs, part)[key]) for key, value in getattr(ours, part).items()]
-    plain = [key for key in ("terminated", "truncated") if getattr(ours, key) != getattr(theirs, key)]
-    plain += ["metadata"] * ("collector" in ours.metadata and dict(ours.metadata) != dict(theirs.metadata))
-    return plain + [
-        name for name, a, b in pairs if a.dtype != b.dtype or a.shape != b.shape or not np.array_equal(a, b)
-    ]
 
 
 def _scale(store: EpisodeStore, *, normalize: bool) -> dict[str, list[float]] | None:
@@ -281,20 +212,3 @@ def _notes(store: EpisodeStore, scale: Mapping[str, list[float]] | None, next_ob
     if "points" in store.spec.observation:
         notes.append("robomimic 0.3 has no encoder for obs/points: leave it out of its config.")
     return notes
-
-
-def _json_types(value: Any) -> Any:
-    """Dataclass fields as JSON types: enums by value, tuples as lists."""
-    if isinstance(value, Mapping):
-        return {key: _json_types(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_types(entry) for entry in value]
-    return getattr(value, "value", value)
-
-
-def _refuse_existing(target: Path) -> None:
-    if target.exists():
-        raise DataError(
-            f"{target}", expected="a path with nothing there", got="a file or directory",
-            hint="Nothing is ever overwritten: choose another target.",
-        )  # fmt: skip

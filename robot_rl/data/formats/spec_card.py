@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from typing import Any
 
 from robot_rl.specs import ActionSemantics
 
@@ -75,3 +77,17 @@ class SpecCard:
     empty_chunks: tuple[str, ...] = field(default=())
     source_key: str | None = None
     timestamp_from_start: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON types, as a card file has them."""
+        card: dict[str, Any] = _json_types(asdict(self))
+        return card
+
+
+def _json_types(value: Any) -> Any:
+    """Enums by value, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: _json_types(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_types(entry) for entry in value]
+    return getattr(value, "value", value)
