@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl.arrays import Array, UInt8
+from robot_rl.arrays import Array, Float64, UInt8
 from robot_rl.errors import DataError
 
 GOP_FRAMES = 2
@@ -43,6 +43,11 @@ class VideoFormat:
     quality: Mapping[str, str] = field(default_factory=dict)
     min_psnr_db: float | None = None
 
+    @property
+    def options(self) -> dict[str, str]:
+        """Of the encoder, all of them."""
+        return {**_X264, **self.quality}
+
     def to_json(self, rate: Fraction) -> dict[str, Any]:
         """What the attributes of a store say of its videos."""
         import_av()
@@ -52,7 +57,7 @@ class VideoFormat:
             "codec": "h264",
             "encoder": self.encoder,
             "pixel_format": self.pixel_format,
-            "options": {**_X264, **self.quality},
+            "options": self.options,
             "gop_frames": GOP_FRAMES,
             "min_psnr_db": self.min_psnr_db,
             "lossless": self.min_psnr_db is None,
@@ -96,17 +101,9 @@ def encode_video(frames: UInt8[Array, "T H W 3"], rate: Fraction, video_format: 
     packed = io.BytesIO()
     try:
         with av.open(packed, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            options = {**_X264, **video_format.quality}
-            stream: Any = container.add_stream(video_format.encoder, rate=rate, options=options)
-            stream.width, stream.height = even.shape[2], even.shape[1]
-            stream.pix_fmt = video_format.pixel_format
-            stream.codec_context.time_base = 1 / rate
-            # More threads would make the result depend on the machine.
-            stream.codec_context.thread_count = 1
+            stream = add_stream(container, video_format, rate, even.shape[1:3])
             for number, image in enumerate(even):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame.pts, frame.time_base = number, 1 / rate
-                container.mux(stream.encode(frame))
+                container.mux(stream.encode(as_frame(image, number, rate)))
             container.mux(stream.encode(None))
     except (av.FFmpegError, ValueError) as error:
         raise DataError(
@@ -118,6 +115,26 @@ def encode_video(frames: UInt8[Array, "T H W 3"], rate: Fraction, video_format: 
     content = packed.getvalue()
     _verify(content, frames, rate, video_format, where=where)
     return content
+
+
+def add_stream(container: Any, video_format: VideoFormat, rate: Fraction, size: tuple[int, ...]) -> Any:
+    """A video stream of (rows, columns) in an open PyAV container."""
+    stream: Any = container.add_stream(video_format.encoder, rate=rate, options=video_format.options)
+    stream.height, stream.width = size
+    stream.pix_fmt = video_format.pixel_format
+    stream.codec_context.time_base = 1 / rate
+    # More threads would make the result depend on the machine.
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def as_frame(image: UInt8[Array, "H W 3"], number: int, rate: Fraction) -> Any:
+    """PyAV's frame of an RGB image, at number / rate seconds."""
+    import av
+
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    frame.pts, frame.time_base = number, 1 / rate
+    return frame
 
 
 def decode_video(
@@ -195,7 +212,7 @@ def _decoded(
 def _verify(content: bytes, frames: np.ndarray, rate: Fraction, video_format: VideoFormat, *, where: str) -> None:
     """Decode and compare: every frame, in its place, good enough."""
     floor, count = video_format.min_psnr_db, 0
-    errors = np.zeros(3)  # against the frame before, this one, the next one
+    errors = np.zeros(3)
     for number, image in _decoded(content, rate, frames.shape[1:3], first=0, where=where):
         count += 1
         if number >= len(frames):
@@ -210,9 +227,8 @@ def _verify(content: bytes, frames: np.ndarray, rate: Fraction, video_format: Vi
                 got=f"{worth:.1f} dB",
                 hint='Nothing was written. Make the store with images="video_lossless" or "arrays".',
             )
-        if 0 < number < len(frames) - 1:
-            errors += [_squared_error(image, frames[number + shift]) for shift in (-1, 0, 1)]
-    is_shifted = min(errors[0], errors[2]) < _SHIFT_RATIO * errors[1]
+        errors += neighbour_errors(image, frames, number)
+    is_shifted = is_out_of_place(errors)
     if count != len(frames) or is_shifted:
         raise DataError(
             where,
@@ -220,6 +236,18 @@ def _verify(content: bytes, frames: np.ndarray, rate: Fraction, video_format: Vi
             got="frames that fit their neighbours better" if is_shifted else f"{count} frames",
             hint="This is a bug of the encoder in this version of PyAV. Nothing was written.",
         )
+
+
+def neighbour_errors(image: UInt8[Array, "H W 3"], frames: UInt8[Array, "T H W 3"], number: int) -> Float64[Array, "3"]:
+    """Squared error of a decoded image against the frame before its place, the one there and the next; zeros at an end."""
+    if not 0 < number < len(frames) - 1:
+        return np.zeros(3)
+    return np.array([_squared_error(image, frames[number + shift]) for shift in (-1, 0, 1)])
+
+
+def is_out_of_place(errors: Float64[Array, "3"]) -> bool:
+    """Whether summed `neighbour_errors` say that the frames of a video are one off."""
+    return bool(min(errors[0], errors[2]) < _SHIFT_RATIO * errors[1])
 
 
 def psnr_db(left: UInt8[Array, "H W 3"], right: UInt8[Array, "H W 3"]) -> float:

@@ -10,12 +10,10 @@ from robot_rl.data.formats.exporting import verify_export
 from robot_rl.data.formats.lerobot import LeRobotSource
 from robot_rl.data.formats.spec_card import SpecCard
 from robot_rl.data.store import EpisodeStore
-from robot_rl.data.video import psnr_db
+from robot_rl.data.video import is_out_of_place, neighbour_errors, psnr_db
 from robot_rl.errors import DataError
 
 MIN_PSNR_DB = 30.0
-# A shifted copy of a moving scene fits much worse than the right one; noise alone stays near 1.
-_SHIFT_RATIO = 0.8
 
 
 def verify(store: EpisodeStore, path: Path, card: SpecCard) -> float:
@@ -46,14 +44,9 @@ def _worst_frame(images: np.ndarray, back: np.ndarray, *, where: str) -> float:
             f"{where}, frame {worst}", expected=f"at least {MIN_PSNR_DB:g} dB PSNR after the codec",
             got=f"{worth[worst]:.1f} dB", hint='Nothing was written. Export with images="png".',
         )  # fmt: skip
-    if len(images) > 2:
-        middle = back[1:-1].astype(np.int32)
-        before, here, after = (
-            float(np.square(middle - images[1 + shift : len(images) - 1 + shift]).mean()) for shift in (-1, 0, 1)
-        )
-        if min(before, after) < _SHIFT_RATIO * here:
-            raise DataError(
-                where, expected="each frame in its place", got="frames that fit their neighbours better",
-                hint="Nothing was written. This is a bug of the encoder.",
-            )  # fmt: skip
+    if is_out_of_place(np.sum([neighbour_errors(image, images, number) for number, image in enumerate(back)], axis=0)):
+        raise DataError(
+            where, expected="each frame in its place", got="frames that fit their neighbours better",
+            hint="Nothing was written. This is a bug of the encoder.",
+        )  # fmt: skip
     return worth[worst]

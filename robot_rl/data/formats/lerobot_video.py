@@ -15,19 +15,11 @@ import numpy as np
 
 from robot_rl.arrays import Array, UInt8
 from robot_rl.data.formats.lerobot_layout import REPAIR, Layout
-from robot_rl.data.video import frame_rate, import_av
+from robot_rl.data.video import VIDEO_FORMATS, add_stream, as_frame, frame_rate, import_av
 from robot_rl.errors import DataError
 
-ENCODER = "libx264"
-PIXEL_FORMAT = "yuv420p"
-# Any frame costs two decodes at most, as LeRobot writes its own; mbtree off makes the same bytes of the same images.
-OPTIONS = {
-    "g": "2",
-    "bf": "0",
-    "crf": "18",
-    "preset": "fast",
-    "x264-params": "mbtree=0:rc-lookahead=0:scenecut=0",
-}
+# Any frame costs two decodes at most, as LeRobot writes its own.
+FORMAT = VIDEO_FORMATS["video"]
 
 
 def check_videos(layout: Layout) -> list[str]:
@@ -160,22 +152,13 @@ class VideoWriter:
             )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container: Any = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
-        stream: Any = self._container.add_stream(ENCODER, rate=self._rate, options=dict(OPTIONS))
-        stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], PIXEL_FORMAT
-        stream.codec_context.time_base = 1 / self._rate
-        # More threads would make the result depend on the machine.
-        stream.codec_context.thread_count = 1
-        self._stream = stream
+        self._stream = add_stream(self._container, FORMAT, self._rate, shape[:2])
 
     def add(self, images: UInt8[Array, "T H W 3"]) -> tuple[float, float]:
         """Append the frames of one episode; returns the seconds where they begin and end."""
-        import av
-
         begin = self.frames
         for image in images:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pts, frame.time_base = self.frames, 1 / self._rate
-            self._mux(frame)
+            self._mux(as_frame(image, self.frames, self._rate))
             self.frames += 1
         return float(begin / self._rate), float(self.frames / self._rate)
 
@@ -198,7 +181,7 @@ class VideoWriter:
         except (av.FFmpegError, ValueError) as error:
             raise DataError(
                 self._where,
-                expected=f"images that {ENCODER} can encode",
+                expected=f"images that {FORMAT.encoder} can encode",
                 got=str(error),
                 hint='Export with images="png".',
             ) from error
@@ -206,9 +189,10 @@ class VideoWriter:
 
 def video_info(shape: tuple[int, ...], fps: int | float) -> Mapping[str, Any]:
     """What info.json says of a video feature, encoder options included."""
+    options = FORMAT.options
     return {
         "video.height": shape[0], "video.width": shape[1], "video.channels": 3, "video.codec": "h264",
-        "video.pix_fmt": PIXEL_FORMAT, "video.fps": fps, "video.is_depth_map": False, "has_audio": False,
-        "video.encoder": ENCODER, "video.g": int(OPTIONS["g"]), "video.crf": int(OPTIONS["crf"]),
-        "video.preset": OPTIONS["preset"], "video.encoder_options": dict(OPTIONS),
+        "video.pix_fmt": FORMAT.pixel_format, "video.fps": fps, "video.is_depth_map": False, "has_audio": False,
+        "video.encoder": FORMAT.encoder, "video.g": int(options["g"]), "video.crf": int(options["crf"]),
+        "video.preset": options["preset"], "video.encoder_options": options,
     }  # fmt: skip
