@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from robot_rl.arrays import Array, Bool
 from robot_rl.errors import DataError
 
 
-def longest_run(outcomes: Sequence[bool]) -> tuple[int, int]:
+def runs_of(outcomes: Sequence[bool] | Bool[Array, " N"]) -> list[tuple[int, int]]:
+    """(first, one behind the last) of each run of True, in order."""
+    flags = np.asarray(outcomes, dtype=bool)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
+    return [(int(first), int(stop)) for first, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def longest_run(outcomes: Sequence[bool] | Bool[Array, " N"]) -> tuple[int, int]:
     """(length, index of its first outcome) of the longest run of True; the earliest of equals, (0, 0) without one."""
-    best, first, length = 0, 0, 0
-    for index, won in enumerate(outcomes):
-        length = length + 1 if won else 0
-        if length > best:
-            best, first = length, index - length + 1
-    return best, first
+    first, stop = max(runs_of(outcomes), key=lambda run: run[1] - run[0], default=(0, 0))
+    return stop - first, first
 
 
 def successes_an_hour(successes: int, *, play_s: float, episodes: int, reset_s: float) -> float:

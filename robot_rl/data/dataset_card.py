@@ -44,15 +44,20 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise DataError(f"card setting {text!r}", expected="FIELD=VALUE", got=repr(key), hint=closest(key, FIELDS))
     if not value:
         return key, None
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        parsed = value
+    parsed = json_or_text(value)
     if key == "operators" and (not isinstance(parsed, int) or isinstance(parsed, bool) or parsed < 0):
         raise DataError(
             "card setting operators", expected="a number of people", got=repr(value), hint="Names belong in notes."
         )
     return key, parsed
+
+
+def json_or_text(value: str) -> Any:
+    """A word of a command line as JSON where it is some, else as it is."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def write_card(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,13 +24,7 @@ def write_new_store(path: Path, spec: EnvSpec, *, metadata: Mapping[str, Any], i
     Raises:
         DataError: when something is at `path`, the spec or metadata can't be stored, or the disk is full.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DataError(
-            f"{path}",
-            expected="a path with nothing there",
-            got="a file or a directory that is not empty",
-            hint="Nothing is ever overwritten: choose another path, or use open_or_create to append.",
-        )
+    require_nothing_at(path, hint="choose another path, or use open_or_create to append.")
     attributes = store_attributes(spec, metadata, images)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     videos = VideoFiles(unfinished, spec, images)
@@ -50,6 +44,17 @@ def write_new_store(path: Path, spec: EnvSpec, *, metadata: Mapping[str, Any], i
         raise _not_created(path, len(attributes), error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def require_nothing_at(path: Path, *, hint: str = "choose another target.") -> None:
+    """Raise DataError where something is at `path`; an empty folder is nothing."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(
+            f"{path}",
+            expected="a path with nothing there",
+            got="a file or a directory that is not empty",
+            hint=f"Nothing is ever overwritten: {hint}",
+        )
 
 
 def _not_created(path: Path, size: int, error: OSError) -> DataError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from robot_rl.algorithms.throughput import longest_run
 from robot_rl.arrays import Array, Bool, Float64, UInt8
 from robot_rl.data.quality import IMAGE, Finding, Limits, Place, Severity, delete_command, trim_command
 from robot_rl.specs import EnvSpec
@@ -42,16 +43,6 @@ def repeats(frames: UInt8[Array, "T H W C"]) -> Bool[Array, " T1"]:
     return equal
 
 
-def longest_run(flags: Bool[Array, " N"]) -> tuple[int, int]:
-    """First index and length of the longest run of True; (0, 0) without one."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
-    starts, lengths = edges[::2], edges[1::2] - edges[::2]
-    if not len(starts):
-        return 0, 0
-    longest = int(np.argmax(lengths))
-    return int(starts[longest]), int(lengths[longest])
-
-
 def image_findings(
     frames: UInt8[Array, "T H W C"], proprio: Float64[Array, "T P"], number: int, *, key: str, control_hz: float,
     limits: Limits,
@@ -68,7 +59,7 @@ def image_findings(
     """
     yield from _dark(frames, number, key, limits)
     same = repeats(frames)
-    first, steps = longest_run(same)
+    steps, first = longest_run(same)
     if steps >= max(limits.frozen_steps, limits.frozen_s * control_hz):
         way = np.abs(proprio[first : first + steps + 1] - proprio[first]).max(initial=0)
         moved = bool(way > _MOVED)

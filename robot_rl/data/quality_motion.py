@@ -14,6 +14,7 @@ import numpy as np
 from robot_rl.arrays import Array, Float64
 from robot_rl.data.element_names import Rotation, names_of, rotations, units_of
 from robot_rl.data.quality import Finding, Limits, Place, Severity, delete_command
+from robot_rl.data.rotations import matrices_of_columns
 from robot_rl.specs import ActionKind, ArraySpec, EnvSpec
 
 _IN_RAD = {"rad": 1.0, "deg": np.pi / 180}
@@ -71,17 +72,9 @@ def geodesic(rows: Float64[Array, "T D"], kind: str) -> Float64[Array, " T1"]:
     elif kind == "rotvec":
         turned = Rotations.from_rotvec(rows)
     else:
-        turned = Rotations.from_matrix(_matrices(rows))
+        turned = Rotations.from_matrix(matrices_of_columns(rows))
     angles: np.ndarray = (turned[:-1].inv() * turned[1:]).magnitude()
     return angles
-
-
-def _matrices(rows: np.ndarray) -> np.ndarray:
-    """Zhou et al., "On the Continuity of Rotation Representations in Neural Networks" (2019), section B."""
-    first = rows[:, :3] / np.maximum(np.linalg.norm(rows[:, :3], axis=1, keepdims=True), 1e-12)
-    second = rows[:, 3:] - (first * rows[:, 3:]).sum(axis=1, keepdims=True) * first
-    second /= np.maximum(np.linalg.norm(second, axis=1, keepdims=True), 1e-12)
-    return np.stack([first, second, np.cross(first, second)], axis=2)
 
 
 def _rotation(

@@ -26,6 +26,7 @@ from robot_rl.data import episode_rows as er
 from robot_rl.data.committed import RESERVED_DISK_BYTES
 from robot_rl.data.disk_space import bytes_per_step, nearest_folder
 from robot_rl.data.journal import WriterLock
+from robot_rl.data.new_store import require_nothing_at
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.trash import put_in_place, size_on_disk
 from robot_rl.data.video_files import ARRAYS, video_keys
@@ -189,7 +190,8 @@ def carry_out(
             on_episode(done, total)
 
     for plan in plans:
-        require_free(plan)
+        if not plan.replaces:
+            require_nothing_at(plan.target)
     _require_room(plans)
     reports = [EditReport(str(plan.target), notes=plan.notes) for plan in plans]
     if dry_run:
@@ -202,21 +204,6 @@ def carry_out(
         finished = [_write(plan, report, count, stack) for plan, report in zip(plans, reports, strict=True)]
         _put_in_place(plans, finished, reports)
     return reports
-
-
-def require_free(plan: Plan) -> None:
-    """Refuse a target where something is, unless the plan replaces it.
-
-    Raises:
-        DataError: naming it.
-    """
-    if not plan.replaces and plan.target.exists() and (not plan.target.is_dir() or any(plan.target.iterdir())):
-        raise DataError(
-            f"{plan.target}",
-            expected="a path with nothing there",
-            got="a file or a directory that is not empty",
-            hint="Nothing is ever overwritten: choose another target.",
-        )
 
 
 def _changed(plan: Plan) -> Iterator[tuple[Piece, Episode]]:

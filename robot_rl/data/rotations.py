@@ -89,6 +89,14 @@ def geodesic_rad(
     return angle
 
 
+def matrices_of_columns(values: Float64[Array, "T 6"]) -> Float64[Array, "T 3 3"]:
+    """Rotation matrices of rot6d by Gram-Schmidt, as in the paper: what a network puts out is nearly orthogonal."""
+    first = values[:, :3] / np.maximum(np.linalg.norm(values[:, :3], axis=1, keepdims=True), 1e-12)
+    second = values[:, 3:] - (first * values[:, 3:]).sum(axis=1, keepdims=True) * first
+    second = second / np.maximum(np.linalg.norm(second, axis=1, keepdims=True), 1e-12)
+    return np.stack([first, second, np.cross(first, second)], axis=2)
+
+
 def _read(values: np.ndarray, name: str, *, where: str) -> Any:
     from scipy.spatial.transform import Rotation
 
@@ -108,14 +116,10 @@ def _read(values: np.ndarray, name: str, *, where: str) -> Any:
     if name == "matrix":
         columns = values.reshape(-1, 3, 3)
     else:
-        # What a network puts out is nearly orthogonal: Gram-Schmidt, as in the paper.
         first, second = values[:, :3], values[:, 3:]
         for length in (np.linalg.norm(first, axis=1), np.linalg.norm(np.cross(first, second), axis=1)):
             _require(length > 1e-6, values, "two columns that are not parallel", where=where)
-        first = first / np.linalg.norm(first, axis=1, keepdims=True)
-        second = second - (first * second).sum(axis=1, keepdims=True) * first
-        second = second / np.linalg.norm(second, axis=1, keepdims=True)
-        return Rotation.from_matrix(np.stack([first, second, np.cross(first, second)], axis=2))
+        return Rotation.from_matrix(matrices_of_columns(values))
     _require(np.abs(np.linalg.det(columns) - 1) < _UNIT, values, "matrices with determinant 1", where=where)
     return Rotation.from_matrix(columns)
 

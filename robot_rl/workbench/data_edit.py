@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.data import editing, relabelling, trimming
+from robot_rl.data.dataset_card import json_or_text
 from robot_rl.data.rewriting import EditReport, Plan, carry_out
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.trash import restore, size_on_disk, trashed
@@ -168,10 +169,7 @@ def _relabel(options: argparse.Namespace) -> int:
         name, equal, text = word.partition("=")
         if not equal or not name:
             raise ConfigError("--card", expected="FIELD=VALUE", got=repr(word), hint="For example licence=CC-BY-4.0.")
-        try:
-            card[name] = json.loads(text)
-        except ValueError:
-            card[name] = text
+        card[name] = json_or_text(text)
     labels = relabelling.Labels(
         success=options.success, reward=options.reward, source=options.source, instruction=options.instruction,
         card=card or None,

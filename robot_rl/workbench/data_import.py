@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
+from robot_rl.data.dataset_card import json_or_text
 from robot_rl.data.formats.card_reader import CardReader
 from robot_rl.data.formats.importing import EpisodeReader, ImportReport, import_episodes
 from robot_rl.data.formats.known import FORMATS, card_text, detect_format, open_source
@@ -193,10 +194,7 @@ def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+    return key, json_or_text(value)
 
 
 def _card(path: Path) -> dict[str, Any]:

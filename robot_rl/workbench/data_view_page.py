@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from robot_rl.algorithms.throughput import runs_of
 from robot_rl.data.element_names import names_of, units_of
 from robot_rl.data.store import EpisodeStore
 from robot_rl.runs import report_plots
@@ -177,7 +178,7 @@ def _plots(key: str, array: ArraySpec, rows: np.ndarray, episode: Episode, numbe
 
     def draw(axes: Any, element: int) -> None:
         axes.plot(time[picked], flat[picked, element], color=SUCCESS, linewidth=1.2)
-        for begin, stop in _runs(taken_over):
+        for begin, stop in runs_of(taken_over):
             late = time[stop] if stop < len(time) else time[-1]
             axes.axvspan(time[begin], late, color=SOURCE_COLOURS[Source.intervention], alpha=0.3, linewidth=0)
         if hits.size:
@@ -196,12 +197,6 @@ def _plots(key: str, array: ArraySpec, rows: np.ndarray, episode: Episode, numbe
     thinned = f"; {len(picked)} of {len(flat)} steps are drawn" if len(picked) < len(flat) else ""
     caption = f"over seconds; dashed: first success; shaded: intervention{more}{thinned}"
     return f'<figure><div class="plot">{figure}</div><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """(first, one behind the last) of each run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _facts(store: EpisodeStore) -> str:

@@ -7,6 +7,8 @@ that name file and dataset, and so is every other damage.
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,11 @@ import numpy as np
 from robot_rl.arrays import Array
 from robot_rl.errors import DataError, RobotRlError
 
+# h5py, numpy, zip and JSON have no error of their own for a damaged file.
+_ON_DAMAGE = (
+    OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, ArithmeticError, zlib.error,
+    struct.error,
+)  # fmt: skip
 _CUT_OFF = "A recorder that was killed, or a download that was cut off, leaves such a file: record or load again."
 
 
@@ -46,12 +53,12 @@ def open_hdf5(path: Path) -> Any:
 
 @contextmanager
 def named_damage(where: str) -> Iterator[None]:
-    """Turn what h5py raises on a damaged file (it has no error of its own) into a DataError that names `where`."""
+    """Turn what libraries raise on bytes that no writer wrote into a DataError that names `where`."""
     try:
         yield
     except RobotRlError:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except _ON_DAMAGE as error:
         got = f"{type(error).__name__}: {error}"
         hint = "The file is damaged here: copy it again, or leave the episode out with --skip-bad."
         if "filter" in str(error) and "registered" in str(error):

@@ -18,6 +18,7 @@ import numpy as np
 
 from robot_rl.arrays import Array
 from robot_rl.data.episode_rows import check_episode
+from robot_rl.data.new_store import require_nothing_at
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import DataError, closest
 from robot_rl.specs import EnvSpec
@@ -143,7 +144,7 @@ def import_episodes(
 
 def _write(episodes: Iterator[Episode], target: Path, *, spec: EnvSpec, metadata: Mapping[str, Any]) -> str:
     """Fill a store under a hidden name, read it back, rename it; returns its content hash."""
-    _refuse_existing(target)
+    require_nothing_at(target)
     unfinished = target.with_name(f".{target.name}.importing-{uuid.uuid4().hex[:8]}")
     try:
         with EpisodeStore.create(unfinished, spec, metadata=metadata) as store:
@@ -158,7 +159,7 @@ def _write(episodes: Iterator[Episode], target: Path, *, spec: EnvSpec, metadata
                 )
             store.verify()
             content = store.content_hash()
-        _refuse_existing(target)
+        require_nothing_at(target)
         os.rename(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -274,13 +275,3 @@ def _report(
         content_hash=content,
         notes=tuple(notes),
     )
-
-
-def _refuse_existing(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(
-            f"{target}",
-            expected="a path with nothing there",
-            got="a file or a directory that is not empty",
-            hint="Nothing is ever overwritten: choose another target.",
-        )

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import struct
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from robot_rl.data.formats.hdf5_source import named_damage
 from robot_rl.data.formats.keyed import KeyedSource
-from robot_rl.errors import ConfigError, DataError, RobotRlError, closest
+from robot_rl.errors import ConfigError, DataError, closest
 
 # Name -> module and class of its KeyedSource. ManiSkill has a reader of its own (maniskill.py): its spec comes from an env.
 SOURCES = {
@@ -75,7 +73,7 @@ def open_source(name: str, path: Path, options: Mapping[str, Any]) -> KeyedSourc
                 f"--option {option}", expected=f"an option of {name}", got=repr(option),
                 hint=closest(option, known) if known else f"{name} has none.",
             )  # fmt: skip
-    with _damage_named(path):
+    with named_damage(f"{path}"):
         return _GuardedSource(source(path, **options))
 
 
@@ -89,37 +87,12 @@ class _GuardedSource:
 
     def rows(self, index: int, key: str) -> np.ndarray:
         """See KeyedSource."""
-        with _damage_named(f"{self.path}, {self.episodes[index].name}, key {key!r}"):
+        with named_damage(f"{self.path}, {self.episodes[index].name}, key {key!r}"):
             return self._source.rows(index, key)
 
     def close(self) -> None:
         """See KeyedSource."""
         self._source.close()
-
-
-@contextmanager
-def _damage_named(where: Path | str) -> Iterator[None]:
-    try:
-        yield
-    except RobotRlError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        ArithmeticError,
-        RuntimeError,
-        EOFError,
-        zlib.error,
-        struct.error,
-    ) as error:
-        raise DataError(
-            f"{where}",
-            expected="a whole dataset of this format",
-            got=f"{type(error).__name__}: {error}",
-            hint="It is damaged, or of a version that this reader does not know: get it again, or look with --debug.",
-        ) from error
 
 
 def detect_format(path: Path) -> str:

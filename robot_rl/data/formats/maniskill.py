@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from robot_rl.data.formats.hdf5_source import leaf_names, open_hdf5
 from robot_rl.data.formats.importing import last_step_only, require_finite, source_of
-from robot_rl.data.formats.maniskill_header import ManiSkillHeader, leaf_names, open_file, replay_hint
+from robot_rl.data.formats.maniskill_header import ManiSkillHeader, replay_hint
 from robot_rl.errors import DataError, closest
 from robot_rl.specs import EnvSpec
 from robot_rl.types import Episode, Source
@@ -55,7 +56,7 @@ class ManiSkillReader:
             "source_desc": header.source_desc,
             "success": success,
         }
-        self._file = open_file(header.path)
+        self._file = open_hdf5(header.path)
         try:
             self.notes = tuple(self._look_at_first())
         except BaseException:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robot_rl.data.formats.hdf5_source import open_hdf5
 from robot_rl.errors import DataError
 
 
@@ -57,7 +58,7 @@ def read_header(path: Path) -> ManiSkillHeader:
             hint="Record from an environment made by gymnasium.make, or add env_id and env_kwargs to the json.",
         )
     kwargs = dict(info.get("env_kwargs") or {})
-    with open_file(path) as file:
+    with open_hdf5(path) as file:
         entries = _entries(path, content, list(file))
         modes = sorted({str(e["control_mode"]) for e in entries.values() if e.get("control_mode")})
         if len(modes) > 1:
@@ -108,21 +109,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def open_file(path: Path) -> Any:
-    """The h5py.File, to read. Raises DataError when it is missing or damaged."""
-    import h5py
-
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(
-            f"{path}",
-            expected="a whole HDF5 file",
-            got=str(error),
-            hint="A recorder that was killed, or a download that was cut off, leaves such a file: record or load again.",
-        ) from error
-
-
 def _entries(path: Path, content: Mapping[str, Any], groups: list[str]) -> dict[str, Mapping[str, Any]]:
     """Trajectory name -> json entry, by number; the json may be in any order but must name the same episodes."""
     stored = sorted((g for g in groups if re.fullmatch(r"traj_\d+", g)), key=lambda g: int(g[5:]))
@@ -153,17 +139,6 @@ def _image_size(obs: Any) -> tuple[int, int] | None:
             rows, columns = cameras[camera]["rgb"].shape[1:3]
             return int(rows), int(columns)
     return None
-
-
-def leaf_names(obs: Any, prefix: str = "") -> Iterator[str]:
-    """Paths of the datasets below an h5py group, in its order; none for a dataset."""
-    if not hasattr(obs, "keys"):
-        return
-    for key in obs:
-        if hasattr(obs[key], "keys"):
-            yield from leaf_names(obs[key], f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}"
 
 
 def replay_hint(path: Path, flags: str) -> str:
