@@ -15,42 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from camera_episodes import camera_episode, camera_spec
 
 from robot_rl.data.committed import RESERVED_DISK_BYTES
 from robot_rl.data.disk_space import DiskWatch, bytes_per_step, estimate, measured_compression
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import DataError
-from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 from robot_rl.types import Episode
 
-SPEC = EnvSpec(
-    env_id="Full-v1",
-    observation={"proprio": ArraySpec("proprio", (3,)), "image/cam": ArraySpec("image/cam", (64, 64, 3), "uint8")},
-    action=ArraySpec("action", (2,)),
-    action_semantics=ActionSemantics(ActionKind.delta, DeltaReference.target, "base", "none", "none", "pd"),
-    joint_names=("a",),
-    robot="panda",
-    control_hz=10.0,
-    max_episode_steps=20,
-)
+SPEC = camera_spec(64, max_episode_steps=20)
 
 
 def make_episode(number: int, steps: int = 20) -> Episode:
-    rng = np.random.default_rng(number)
-    proprio = rng.standard_normal((steps + 1, 3)).astype(np.float32)
-    image = rng.integers(0, 256, (steps + 1, 64, 64, 3), dtype=np.uint8)
-    return Episode(
-        observation={"proprio": proprio[:-1], "image/cam": image[:-1]},
-        final_observation={"proprio": proprio[-1], "image/cam": image[-1]},
-        action=rng.standard_normal((steps, 2)).astype(np.float32),
-        reward=np.zeros(steps, np.float32),
-        success=np.zeros(steps, bool),
-        terminated=False,
-        truncated=True,
-        source=np.ones(steps, np.uint8),
-        time=np.arange(steps) / 10.0,
-        metadata={"seed": number},
-    )
+    return camera_episode(number, steps, size=64)
 
 
 def record(store: EpisodeStore) -> None:

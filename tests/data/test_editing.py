@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from camera_episodes import assert_same, camera_episode, camera_spec, files_of
 
 from robot_rl.data.editing import episode_indices, plan_delete, plan_merge, plan_reencode, plan_split
 from robot_rl.data.relabelling import Labels, plan_relabel
@@ -18,54 +19,14 @@ from robot_rl.data.store import EpisodeStore
 from robot_rl.data.trash import restore, trashed
 from robot_rl.data.trimming import Trim, plan_trim, trim_episode
 from robot_rl.errors import ConfigError, DataError
-from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.specs import ArraySpec
 from robot_rl.types import Episode
 
-SPEC = EnvSpec(
-    env_id="EditTest-v1",
-    observation={"proprio": ArraySpec("proprio", (3,)), "image/cam": ArraySpec("image/cam", (8, 8, 3), "uint8")},
-    action=ArraySpec("action", (2,)),
-    action_semantics=ActionSemantics(ActionKind.delta, DeltaReference.target, "base", "none", "none", "pd"),
-    joint_names=("a",),
-    robot="panda",
-    control_hz=10.0,
-    max_episode_steps=40,
-)
+SPEC = camera_spec(8)
 
 
 def make_episode(number: int, steps: int = 10) -> Episode:
-    """Success at the last step of even episodes only."""
-    rng = np.random.default_rng(number)
-    frames = {
-        "proprio": rng.standard_normal((steps + 1, 3)).astype(np.float32),
-        "image/cam": rng.integers(0, 256, (steps + 1, 8, 8, 3), dtype=np.uint8),
-    }
-    return Episode(
-        observation={key: value[:-1] for key, value in frames.items()},
-        final_observation={key: value[-1] for key, value in frames.items()},
-        action=rng.standard_normal((steps, 2)).astype(np.float32),
-        reward=rng.standard_normal(steps).astype(np.float32),
-        success=(np.arange(steps) == steps - 1) & (number % 2 == 0),
-        terminated=number % 2 == 0,
-        truncated=number % 2 == 1,
-        source=np.ones(steps, np.uint8),
-        time=np.arange(steps) / 10.0,
-        metadata={"seed": 100 + number},
-    )
-
-
-def assert_same(left: Episode, right: Episode) -> None:
-    assert dict(left.metadata) == dict(right.metadata)
-    assert (left.terminated, left.truncated) == (right.terminated, right.truncated)
-    for name in ("action", "reward", "success", "source", "time"):
-        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
-    for side in ("observation", "final_observation"):
-        for key, value in getattr(right, side).items():
-            np.testing.assert_array_equal(getattr(left, side)[key], value)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return camera_episode(number, steps, size=8)
 
 
 LENGTHS = (10, 4, 7, 12, 3, 9)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from camera_episodes import assert_same, camera_episode, camera_spec, files_of
 
 from robot_rl.data import episode_rows as er
 from robot_rl.data.damage import survey
@@ -18,58 +19,17 @@ from robot_rl.data.repairing import repair
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.trash import trashed
 from robot_rl.errors import DataError
-from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 from robot_rl.types import Episode
 
 STEPS = 10
-SPEC = EnvSpec(
-    env_id="EditTest-v1",
-    observation={"proprio": ArraySpec("proprio", (3,)), "image/cam": ArraySpec("image/cam", (64, 64, 3), "uint8")},
-    action=ArraySpec("action", (2,)),
-    action_semantics=ActionSemantics(ActionKind.delta, DeltaReference.target, "base", "none", "none", "pd"),
-    joint_names=("a",),
-    robot="panda",
-    control_hz=10.0,
-    max_episode_steps=40,
-)
+SPEC = camera_spec(64)
 
 
-def make_episode(number: int, steps: int = 10) -> Episode:
-    """Success at the last step of even episodes only."""
-    rng = np.random.default_rng(number)
-    frames = {
-        "proprio": rng.standard_normal((steps + 1, 3)).astype(np.float32),
-        "image/cam": rng.integers(0, 256, (steps + 1, 64, 64, 3), dtype=np.uint8),
-    }
-    return Episode(
-        observation={key: value[:-1] for key, value in frames.items()},
-        final_observation={key: value[-1] for key, value in frames.items()},
-        action=rng.standard_normal((steps, 2)).astype(np.float32),
-        reward=rng.standard_normal(steps).astype(np.float32),
-        success=(np.arange(steps) == steps - 1) & (number % 2 == 0),
-        terminated=number % 2 == 0,
-        truncated=number % 2 == 1,
-        source=np.ones(steps, np.uint8),
-        time=np.arange(steps) / 10.0,
-        metadata={"seed": 100 + number},
-    )
+def make_episode(number: int) -> Episode:
+    return camera_episode(number, STEPS, size=64)
 
 
-def assert_same(left: Episode, right: Episode) -> None:
-    assert dict(left.metadata) == dict(right.metadata)
-    assert (left.terminated, left.truncated) == (right.terminated, right.truncated)
-    for name in ("action", "reward", "success", "source", "time"):
-        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
-    for side in ("observation", "final_observation"):
-        for key, value in getattr(right, side).items():
-            np.testing.assert_array_equal(getattr(left, side)[key], value)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-EPISODES = [make_episode(number, STEPS) for number in range(20)]
+EPISODES = [make_episode(number) for number in range(20)]
 
 
 @pytest.fixture(scope="module")
