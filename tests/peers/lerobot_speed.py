@@ -9,29 +9,21 @@ Prints one JSON object. An epoch is a whole pass of a torch DataLoader with shuf
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.metadata
 import json
-import os
-import platform
-import resource
 import sys
 import time
+
+from peer_timing import common_parser, measured
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__, batch=64)
     parser.add_argument("folder")
-    parser.add_argument("--history", type=int, default=1, help="observations of a window")
-    parser.add_argument("--horizon", type=int, default=16, help="actions of a window")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--backend", default="pyav", help="torchcodec or pyav")
     parser.add_argument("--no-images", action="store_true", help="leave the cameras out")
-    parser.add_argument("--seconds", type=float, default=30.0, help="stop after so long")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     # datasets and torchvision print while they import and load; standard output is for the JSON.
@@ -58,36 +50,14 @@ def main() -> None:
             dropped = [key for key in meta.image_keys if key in dataset.hf_dataset.column_names]
             if dropped:
                 dataset.hf_dataset = dataset.hf_dataset.remove_columns(dropped)
-        opened = time.perf_counter() - began
-        loader = torch.utils.data.DataLoader(
-            dataset, batch_size=options.batch, shuffle=True, num_workers=options.workers, drop_last=False
-        )
-        began, windows = time.perf_counter(), 0
-        for batch in loader:
-            windows += len(batch["action"])
-            if time.perf_counter() - began > options.seconds:
-                break
-        spent = time.perf_counter() - began
-    report = {
+        report = measured(dataset, options, actions="action", opened_s=time.perf_counter() - began)
+    report |= {
         "peer": f"lerobot {importlib.metadata.version('lerobot')} LeRobotDataset",
         "folder": options.folder,
-        "windows": len(dataset),
-        "windows_read": windows,
-        "windows_per_s": windows / spent,
-        "frames_per_s": windows * options.history * len(cameras) / spent,
-        "epoch_s": spent * len(dataset) / windows,
-        "open_s": opened,
+        "frames_per_s": report["windows_per_s"] * options.history * len(cameras),
         "cameras": cameras,
         "camera_kind": sorted({meta.features[key]["dtype"] for key in cameras}),
         "backend": options.backend,
-        "history": options.history,
-        "horizon": options.horizon,
-        "batch": options.batch,
-        "workers": options.workers,
-        "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
     }
     print(json.dumps(report))
 

@@ -8,29 +8,21 @@ Prints one JSON object. An epoch is a whole pass of a torch DataLoader with shuf
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-import os
-import platform
-import resource
 import sys
 import time
+
+from peer_timing import common_parser, measured
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_parser(__doc__, batch=256)
     parser.add_argument("hdf5")
     parser.add_argument("--obs", nargs="+", default=["proprio"], help="low-dimensional keys below obs/")
     parser.add_argument("--images", nargs="*", default=[], help="image keys below obs/")
-    parser.add_argument("--history", type=int, default=1, help="frame_stack")
-    parser.add_argument("--horizon", type=int, default=16, help="seq_length")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--cache", choices=("none", "low_dim", "all"), default="low_dim")
-    parser.add_argument("--seconds", type=float, default=30.0, help="stop after so long")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     # robomimic prints while it imports and loads; standard output is for the JSON.
@@ -55,36 +47,11 @@ def main() -> None:
             hdf5_use_swmr=True,
             load_next_obs=False,
         )
-        opened = time.perf_counter() - began
-        loader = torch.utils.data.DataLoader(
-            dataset, batch_size=options.batch, shuffle=True, num_workers=options.workers, drop_last=False
-        )
-        began, windows = time.perf_counter(), 0
-        for batch in loader:
-            windows += len(batch["actions"])
-            if time.perf_counter() - began > options.seconds:
-                break
-        spent = time.perf_counter() - began
-    report = {
-        "peer": f"robomimic {robomimic.__version__} SequenceDataset",
-        "file": options.hdf5,
-        "windows": len(dataset),
-        "windows_read": windows,
-        "windows_per_s": windows / spent,
-        "epoch_s": spent * len(dataset) / windows,
-        "open_s": opened,
-        "obs": options.obs,
-        "images": options.images,
-        "history": options.history,
-        "horizon": options.horizon,
-        "batch": options.batch,
-        "workers": options.workers,
-        "cache": options.cache,
-        "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-    }
+        report = measured(dataset, options, actions="actions", opened_s=time.perf_counter() - began)
+    report |= {
+        "peer": f"robomimic {robomimic.__version__} SequenceDataset", "file": options.hdf5, "obs": options.obs,
+        "images": options.images, "cache": options.cache,
+    }  # fmt: skip
     print(json.dumps(report))
 
 
