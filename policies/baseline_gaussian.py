@@ -110,10 +110,19 @@ class GaussianActorCritic(nn.Module):
 
     def log_prob(self, feature: Float32[Array, "B C"], action: Float32[Array, "B A"]) -> Float32[Array, " B"]:
         """Log-density of unclipped normalised actions."""
-        mean, log_std = self.policy.mean(self.policy.body(feature)), self.policy.log_std
-        out: torch.Tensor = (
-            -0.5 * ((action - mean) / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
-        ).sum(-1)
+        mean = self.policy.mean(self.policy.body(feature))
+        return self._density((action - mean) / self.policy.log_std.exp())
+
+    def sample(
+        self, feature: Float32[Array, "B C"], noise: Float32[Array, "B A"]
+    ) -> tuple[Float32[Array, "B A"], Float32[Array, " B"]]:
+        """Unclipped normalised actions that standard normal noise draws, and their log-density."""
+        mean = self.policy.mean(self.policy.body(feature))
+        return mean + self.policy.log_std.exp() * noise, self._density(noise)
+
+    def _density(self, scaled: Float32[Array, "B A"]) -> Float32[Array, " B"]:
+        """Log-density of actions by their distance to the mean, in standard deviations."""
+        out: torch.Tensor = (-0.5 * scaled.square() - self.policy.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
         return out
 
 
@@ -181,11 +190,9 @@ def play(
         for _ in range(steps):
             with torch.no_grad():
                 feature = features(observation)
-                mean, std = network.policy.mean(network.policy.body(feature)), network.policy.log_std.exp()
-                noise = torch.randn(mean.shape, generator=generator).to(device)
-                action = mean + std * noise
+                noise = torch.randn(len(feature), env.spec.action.size, generator=generator).to(device)
+                action, log_prob = network.sample(feature, noise)
                 physical = network.policy.physical_action(action[:, None]).to(env.device)
-                log_prob = network.log_prob(feature, action)
                 result = env.step(ActionChunk(actions=physical, execute=1))
                 behind = features(result.final_observation)
             observation = result.observation

@@ -68,12 +68,23 @@ def report_html(facts: RunFacts) -> str:
         _configuration(facts),
         _provenance(facts, dataset),
     ]
+    return whole_page(title, style=_STYLE, parts=body)
+
+
+def whole_page(title: str, *, style: str, parts: Iterable[str]) -> str:
+    """A page that needs nothing else and may run or fetch nothing; empty parts are left out.
+
+    Args:
+        title: plain text.
+        style: CSS of ours.
+        parts: HTML; texts from outside are escaped in it already.
+    """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(part for part in body if part)
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
         + "\n</body></html>\n"
     )
 

@@ -16,6 +16,7 @@ from robot_rl.data.element_names import names_of, units_of
 from robot_rl.data.store import EpisodeStore
 from robot_rl.runs import report_plots
 from robot_rl.runs.report_data import film_strips
+from robot_rl.runs.report_page import whole_page
 from robot_rl.runs.report_plots import FAILURE, SUCCESS
 from robot_rl.specs import ArraySpec, EnvSpec
 from robot_rl.types import Episode, Source
@@ -26,7 +27,6 @@ SOURCE_COLOURS = {
 STRIP_EPISODES = 1000
 PLOTTED_ELEMENTS = 24
 _MOST_POINTS = 400
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c2024;--soft:#5b6570;--line:#d9dee3;--paper:#fff;--accent:#2f86d6}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e8ec;--soft:#9aa5b1;--line:#353c44;--paper:#14171a}}
@@ -82,14 +82,7 @@ def view_html(
         *(_episode(number, episode, store.spec, list(episodes)) for number, episode in episodes.items()),
         "<h2>Dataset</h2>" + _facts(store),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    return whole_page(title, style=_STYLE, parts=body)
 
 
 def _legend() -> str:
