@@ -21,7 +21,7 @@ PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml $(CONSTRAINTS)
+$(STAMP): pyproject.toml $(CONSTRAINTS) constraints/ros2-jazzy.txt
 	@python=""; \
 	for name in $(PYTHON) python3.11 python3.12 python3; do \
 	  if "$$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
@@ -35,6 +35,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	echo "robot-rl: $$("$$python" --version) -> $(VENV) (about 2 GB with torch for the CPU, 6 GB with CUDA; minutes)"; \
 	"$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[train,sim,pusht,export,baselines,data,ros2,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -r constraints/ros2-jazzy.txt
 	$(BIN)/python -m pip check
 	@touch $@
 

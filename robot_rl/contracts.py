@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.deploy.robot_card import RobotCard
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
-from robot_rl.types import ActionChunk, Observation, StepResult
+from robot_rl.types import ActionChunk, Goal, Observation, Reading, StepResult
 
 
 @runtime_checkable
@@ -118,24 +119,36 @@ class Teacher(Protocol):
 
 @runtime_checkable
 class Robot(Protocol):
-    """A robot arm or its simulation. Readings carry times; `command` returns what was really sent."""
+    """A robot arm or its simulation: a bare device. Limits stand in front of it (deploy/safety.py), not inside.
+
+    `spec` says what a policy sees of it and how actions are read, `card` how it is built and commanded.
+    """
 
     spec: EnvSpec
+    card: RobotCard
 
     def connect(self) -> None:
-        """Open the connection and check joint names."""
+        """Open the connection, wait for the first reading and check names, rates and ages. Nothing moves.
+
+        Raises:
+            DeployError: naming the joint, stream or topic that is missing or wrong.
+        """
         ...
 
-    def read(self) -> Observation:
-        """Latest time-stamped readings."""
+    def read(self) -> Reading:
+        """Latest readings with the times of their capture; never waits for new ones."""
         ...
 
-    def command(self, action: Float32[Array, " A"]) -> Float32[Array, " A"]:
-        """Send one action through the safety filter; returns what was sent."""
+    def command(self, goal: Goal) -> Goal:
+        """Send one goal now; returns what was really sent (a driver may clip)."""
         ...
 
     def stop(self) -> None:
-        """Come to a controlled stop and hold."""
+        """Hold where the robot is by its own means, from any state; also twice, also without a connection."""
+        ...
+
+    def close(self) -> None:
+        """Hold, then close the connection."""
         ...
 
 

@@ -213,3 +213,46 @@ class GateDecision:
     estimate: OpeEstimate
     accepted: bool
     reason: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a robot measured last: one frame of everything, each with the time of its capture.
+
+    Attributes:
+        frames: key of EnvSpec.observation -> array without batch and time, as the policy's spec has it.
+        stamps: stream ("joints", "pose", "wrench", "state", "image/<camera>") -> CLOCK_MONOTONIC seconds of capture.
+            A stream that never came is missing.
+        position: joint positions in the order of RobotCard.joints, float64 (J,), rad or m.
+        velocity: likewise, float64 (J,), or None where the robot does not say.
+        pose: of the end effector in the base frame, m and quaternion wxyz, float64 (7,), or None.
+        gripper: opening in the robot's own unit (RobotCard.gripper), or None.
+        wrench: force N and torque N m, float64 (6,), or None.
+    """
+
+    frames: Mapping[str, Array]
+    stamps: Mapping[str, float]
+    position: Float64[Array, " J"]
+    velocity: Float64[Array, " J"] | None = None
+    pose: Float64[Array, "7"] | None = None
+    gripper: float | None = None
+    wrench: Float64[Array, "6"] | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a robot is told to do next. Exactly one of position, pose and twist is there (RobotCard.command says which).
+
+    Attributes:
+        position: joint positions in the order of RobotCard.joints, float64 (J,), rad or m.
+        pose: of the end effector in the base frame, m and quaternion wxyz, float64 (7,).
+        twist: of the end effector in the base frame, m/s and rad/s, float64 (6,).
+        velocity: of the joints at `position`, float64 (J,), where the robot takes it.
+        gripper: opening in the robot's own unit, or None without a gripper.
+    """
+
+    position: Float64[Array, " J"] | None = None
+    pose: Float64[Array, "7"] | None = None
+    twist: Float64[Array, "6"] | None = None
+    velocity: Float64[Array, " J"] | None = None
+    gripper: float | None = None

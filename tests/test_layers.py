@@ -23,6 +23,7 @@ SIMULATORS_AND_DRIVERS = {
     "evdev", "hid", "serial", "pyrealsense2", "pyspacemouse", "dynamixel_sdk", "av", "fastapi", "uvicorn", "websockets",
 }  # fmt: skip
 OPTIONAL = {
+    "yaml",
     "av",
     "pyarrow",
     "fsspec",

@@ -4,11 +4,15 @@ Every step plans anew from where the last one ended (Ruckig: Berscheid and Kroeg
 the plan for the time that passed, so the limits hold between the commands too. A plan ends at the target at rest, or
 with the speed of the stream of targets where the joint could still stop before its bound. A plan is taken only when all of it
 lies inside the position limits; while there is no such new plan, the old one is followed to its end, and then braked.
+
+Limits that couple joints (a workspace) are kept by looking ahead: a step is taken only when the way from its end to rest
+stays inside, so there is always a way to stop inside.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +25,10 @@ from robot_rl.errors import ConfigError, DeployError
 _TOLERANCE = 1e-9
 # Whoever waited longer finds the joints where this time takes them.
 _LONGEST_S = 60.0
+# Points looked at on the way to rest: between two of them a way strays by less than 1/4096 of the braking distance.
+_LOOK_AHEAD = 32
+# A joint with nearly nothing to do on a straight way gets this share of its limits: Ruckig fails on smaller ones.
+_LEAST_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -83,22 +91,83 @@ class MotionLimiter:
             _Joint(name, tuple(map(float, row)), start=float(start))
             for name, row, start in zip(limits.names, rows, position, strict=True)
         ]
+        self._is_held_back = False
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether `is_inside` changed what the last step did."""
+        return self._is_held_back
 
     @property
     def state(self) -> MotionState:
         """Where the joints are on their plans."""
         return MotionState(*np.array([joint.state for joint in self._joints]).T.copy())
 
-    def follow(self, target: Float64[Array, " J"], period_s: float) -> MotionState:
+    def follow(
+        self,
+        target: Float64[Array, " J"],
+        period_s: float,
+        *,
+        is_inside: Callable[[Float64[Array, "n J"]], bool] | None = None,
+    ) -> MotionState:
         """Go towards a target for `period_s`; it is reached exactly and on time where the limits allow.
 
         Args:
             target: positions, finite; clipped to the limits.
             period_s: time since the last call, above 0 and finite.
+            is_inside: whether the joints may be at all of n positions; None: everywhere. The start must be inside. Where
+                the quickest way does not stay inside, a straight one is tried, and when that does not, they brake.
         """
-        for joint, place in zip(self._joints, target.tolist(), strict=True):
-            joint.follow(place, period_s)
+        shares: list[tuple[float, float, float] | None] = [None] * len(self._joints)
+        before = self.memory
+        self._towards(target, period_s, shares)
+        self._is_held_back = is_inside is not None and not self._rests_inside(is_inside)
+        if is_inside is None or not self._is_held_back:
+            return self.state
+        self.memory = before
+        self._towards(target, period_s, self._straight(target))
+        if not self._rests_inside(is_inside):
+            self.memory = before
+            self.brake(period_s)
         return self.state
+
+    @property
+    def memory(self) -> tuple[Any, ...]:
+        """Everything a step changes; set it to what it was, and the step was never taken."""
+        return tuple(joint.memory for joint in self._joints)
+
+    @memory.setter
+    def memory(self, memory: tuple[Any, ...]) -> None:
+        for joint, part in zip(self._joints, memory, strict=True):
+            joint.memory = part
+
+    def _towards(
+        self, target: np.ndarray, period_s: float, shares: list[tuple[float, float, float] | None]
+    ) -> None:
+        for joint, place, share in zip(self._joints, target.tolist(), shares, strict=True):
+            joint.follow(place, period_s, share=share)
+
+    def _straight(self, target: np.ndarray) -> list[tuple[float, float, float] | None]:
+        """Shares of velocity, acceleration and jerk with which all joints, from rest, take the same time."""
+        limits = self.limits
+        way = np.abs(np.clip(target, limits.low, limits.high) - self.state.position)
+        most = np.array([limits.velocity, limits.acceleration, limits.jerk])
+        with np.errstate(divide="ignore"):
+            pace = (most / way).min(axis=1, keepdims=True)
+        shares = np.clip(pace * way / most, _LEAST_SHARE, 1.0) if way.any() else np.ones_like(most)
+        return [None if not length else tuple(share) for length, share in zip(way, shares.T.tolist(), strict=True)]
+
+    def _rests_inside(self, is_inside: Callable[[np.ndarray], bool]) -> bool:
+        """Whether the way from here to rest is inside."""
+        plans = [joint.rest_plan() for joint in self._joints]
+        if any(plan is None for plan in plans):
+            return False
+        longest = max(plan.duration for plan in plans)
+        places = [
+            [plan.at_time(min(time_s, plan.duration))[0][0] for plan in plans]
+            for time_s in (np.linspace(0.0, longest, _LOOK_AHEAD + 1).tolist() if longest > 0 else [0.0])
+        ]
+        return is_inside(np.array(places, np.float64))
 
     def brake(self, period_s: float) -> MotionState:
         """Come to rest as quickly as the limits allow, for `period_s`; at rest it holds."""
@@ -132,31 +201,45 @@ class _Joint:
         self._plan: Any = None
         self._time_s = 0.0
 
-    def follow(self, target: float, period_s: float) -> None:
+    @property
+    def memory(self) -> tuple[Any, ...]:
+        return self.state, self._target, self._plan, self._time_s
+
+    @memory.setter
+    def memory(self, memory: tuple[Any, ...]) -> None:
+        self.state, self._target, self._plan, self._time_s = memory
+
+    def follow(self, target: float, period_s: float, *, share: tuple[float, float, float] | None = None) -> None:
+        """One step towards a target; with a share of the limits it ends at rest there."""
         period_s = min(period_s, _LONGEST_S)
         target = min(max(target, self._low), self._high)
         step, self._target = target - self._target, target
         room = self._high - target if step > 0 else target - self._low
         is_stream = 0 < abs(step) <= self._velocity * period_s
         speed = math.copysign(min(abs(step) / period_s, self._stoppable(room)), step) if is_stream else 0.0
-        plan = self._to_target(target, speed, period_s) if speed else None
-        self._go(self._to_target(target, 0.0, period_s) if plan is None else plan, period_s)
+        plan = self._to_target(target, speed, period_s) if speed and share is None else None
+        self._go(self._to_target(target, 0.0, period_s, share=share) if plan is None else plan, period_s)
 
     def brake(self, period_s: float) -> None:
         self._target = self.state[0]
-        self._go(self._to_rest(), min(period_s, _LONGEST_S))
+        self._go(self.rest_plan(), min(period_s, _LONGEST_S))
 
     def _stoppable(self, room: float) -> float:
         """Largest speed from which the joint, without acceleration, stops within `room`: v^2/2a + v a/2j = room."""
         ramp = self._acceleration**2 / self._jerk
         return min(self._velocity, max(0.0, (math.sqrt(ramp**2 + 8 * self._acceleration * room) - ramp) / 2))
 
-    def _to_target(self, target: float, speed: float, period_s: float) -> Any:
+    def _to_target(
+        self, target: float, speed: float, period_s: float, *, share: tuple[float, float, float] | None = None
+    ) -> Any:
         task = self._task()
+        if share is not None:
+            most = (self._velocity, self._acceleration, self._jerk)
+            task.max_velocity, task.max_acceleration, task.max_jerk = ([x * y] for x, y in zip(most, share, strict=True))
         task.target_position, task.target_velocity, task.minimum_duration = [target], [speed], period_s
         return self._calculated(task)
 
-    def _to_rest(self) -> Any:
+    def rest_plan(self) -> Any:
         """The quickest plan to rest, wherever that is; None when it would pass a bound (the old plan turns before it)."""
         task = self._task()
         task.control_interface, task.target_velocity = self._ruckig.ControlInterface.Velocity, [0.0]
@@ -203,7 +286,7 @@ class _Joint:
         left_s = self._plan.duration - self._time_s
         if period_s > left_s and abs(self._at(self._plan.duration)[1]) > _TOLERANCE * self._velocity:
             self.state = self._at(self._plan.duration)
-            rest = self._to_rest()
+            rest = self.rest_plan()
             if rest is None:
                 raise DeployError(
                     f"joint {self._name!r}", expected="room to brake at the end of a plan", got=f"none at {self.state}",
