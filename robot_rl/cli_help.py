@@ -27,6 +27,7 @@ TOOLS = (
     "rl100_online",
     "judge",
     "adapt",
+    "ros2",
 )
 COMMANDS = (*STAGES, *TOOLS, "info")
 

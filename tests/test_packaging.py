@@ -53,9 +53,10 @@ def test_wheel_holds_every_file(tmp_path: Path) -> None:
     wanted = set()
     for top, prefix in [("robot_rl", ""), *((name, "robot_rl/") for name in MAPPED)]:
         for path in (tmp_path / "source" / top).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".typed", ".md", ".html", ".xml", ".obj"):
+            # Every file of the ament package belongs into the wheel, also those without a suffix.
+            is_ament = path.is_file() and "ros2" in path.relative_to(tmp_path / "source").parts
+            if is_ament or path.suffix in (".py", ".yaml", ".typed", ".md", ".html", ".xml", ".obj"):
                 wanted.add(prefix + path.relative_to(tmp_path / "source").as_posix())
-    wanted = {name for name in wanted if not name.startswith("robot_rl/hardware/ros2/")}  # an ament package of its own
     assert held == wanted
     assert {"robot_rl/py.typed", "robot_rl/configs/env/point_reach.yaml", "robot_rl/envs/__init__.py"} <= held
     meta = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" in name]

@@ -1,0 +1,1 @@
+"""Executables of robot-rl for ROS 2 tools."""
