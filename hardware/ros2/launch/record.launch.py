@@ -1,7 +1,7 @@
-"""Records episodes from a robot's topics into a dataset, with a raw MCAP log beside it.
+"""Records episodes from a robot's topics, one raw MCAP file each; `robot-rl data import` makes the dataset.
 
-ros2 launch robot_rl_bridge record.launch.py robot:=ur5e dataset:=demos.zarr
-robot-rl ros2 up record.launch.py robot:=sim_panda dataset:=demos.zarr
+ros2 launch robot_rl_bridge record.launch.py robot:=ur5e dataset:=recordings
+robot-rl ros2 up record.launch.py robot:=sim_panda dataset:=recordings
 """
 
 from launch import LaunchDescription
@@ -12,7 +12,7 @@ from launch_ros.actions import Node
 
 def generate_launch_description() -> LaunchDescription:
     """One recorder; its services start and stop episodes."""
-    names = ("robot", "dataset", "spec")
+    names = ("robot", "dataset")
     recorder = Node(
         package="robot_rl_bridge",
         executable="recorder",
@@ -24,8 +24,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument("robot", description="robot card: a name or a YAML file"),
-            DeclareLaunchArgument("dataset", description="folder of the dataset, made or continued"),
-            DeclareLaunchArgument("spec", default_value="", description="spec.json of actions; empty: of the card"),
+            DeclareLaunchArgument("dataset", description="folder of the MCAP files, made or continued"),
             DeclareLaunchArgument("namespace", default_value="", description="of this arm, for several arms"),
             recorder,
         ]
