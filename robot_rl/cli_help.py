@@ -28,6 +28,7 @@ TOOLS = (
     "judge",
     "adapt",
     "ros2",
+    "curves",
 )
 COMMANDS = (*STAGES, *TOOLS, "info")
 
