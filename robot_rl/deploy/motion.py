@@ -27,6 +27,8 @@ _TOLERANCE = 1e-9
 _LONGEST_S = 60.0
 # Points looked at on the way to rest: between two of them a way strays by less than 1/4096 of the braking distance.
 _LOOK_AHEAD = 32
+# A workspace is kept with this to spare, for what lies between those points.
+MARGIN_M = 1e-3
 # A joint with nearly nothing to do on a straight way gets this share of its limits: Ruckig fails on smaller ones.
 _LEAST_SHARE = 1e-3
 
@@ -141,9 +143,7 @@ class MotionLimiter:
         for joint, part in zip(self._joints, memory, strict=True):
             joint.memory = part
 
-    def _towards(
-        self, target: np.ndarray, period_s: float, shares: list[tuple[float, float, float] | None]
-    ) -> None:
+    def _towards(self, target: np.ndarray, period_s: float, shares: list[tuple[float, float, float] | None]) -> None:
         for joint, place, share in zip(self._joints, target.tolist(), shares, strict=True):
             joint.follow(place, period_s, share=share)
 
@@ -221,8 +221,8 @@ class _Joint:
         self._go(self._to_target(target, 0.0, period_s, share=share) if plan is None else plan, period_s)
 
     def brake(self, period_s: float) -> None:
-        self._target = self.state[0]
         self._go(self.rest_plan(), min(period_s, _LONGEST_S))
+        self._target = self.state[0]  # of where it is now: the next target is no stream from where it was
 
     def _stoppable(self, room: float) -> float:
         """Largest speed from which the joint, without acceleration, stops within `room`: v^2/2a + v a/2j = room."""
@@ -234,8 +234,11 @@ class _Joint:
     ) -> Any:
         task = self._task()
         if share is not None:
-            most = (self._velocity, self._acceleration, self._jerk)
-            task.max_velocity, task.max_acceleration, task.max_jerk = ([x * y] for x, y in zip(most, share, strict=True))
+            most = [x * y for x, y in zip((self._velocity, self._acceleration, self._jerk), share, strict=True)]
+            task.max_velocity, task.max_acceleration, task.max_jerk = ([value] for value in most)
+            # With less jerk the acceleration of now lasts longer, and may lead beyond the limit of velocity.
+            if abs(self.state[1] + self.state[2] * abs(self.state[2]) / (2 * most[2])) > self._velocity:
+                return None
         task.target_position, task.target_velocity, task.minimum_duration = [target], [speed], period_s
         return self._calculated(task)
 
@@ -306,6 +309,13 @@ class _Joint:
             min(max(velocity, -self._velocity), self._velocity),
             min(max(acceleration, -self._acceleration), self._acceleration),
         )
+
+
+def is_below(half_spaces: tuple[tuple[float, float, float, float], ...], places: Float64[Array, "*n 3"]) -> bool:
+    """Whether all places, metres, are in all half-spaces, with the margin."""
+    planes = np.asarray(half_spaces, np.float64).reshape(-1, 4)
+    spare = MARGIN_M * np.linalg.norm(planes[:, :3], axis=1)
+    return bool((places @ planes[:, :3].T <= planes[:, 3] - spare).all())
 
 
 def _extrema(plan: Any) -> tuple[float, float]:

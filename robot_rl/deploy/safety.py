@@ -4,6 +4,7 @@ In this order: finite -> shape -> workspace -> joint position (with room to brak
 (motion.py) -> force and torque -> collision hook. The result says what is to be sent and why it is not what was asked.
 Two kinds of reasons: those that only bend an action, and those that stop: the joints brake within their limits and hold
 until a person calls `release`. A bad number never enters the state: after one NaN the next action is judged as before.
+pose_safety.py is the same layer for robots that are commanded by a pose; what both need is here.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from robot_rl.arrays import Array, Float64
-from robot_rl.deploy.motion import JointLimits, MotionLimiter, MotionState
+from robot_rl.deploy.motion import MARGIN_M, JointLimits, MotionLimiter, MotionState, is_below
 from robot_rl.errors import ConfigError, DeployError
 
 _REACHED = 1e-9
 # Less than an encoder sees; radians or metres.
-_SAME = 1e-6
+SAME = 1e-6
 _BISECTIONS = 20
 
 
@@ -39,6 +41,11 @@ class Reason(IntFlag):
     jerk = 1 << 4
     period = 1 << 5
     stale = 1 << 6
+    range = 1 << 7
+    step = 1 << 8
+    rotation = 1 << 9
+    gripper = 1 << 10
+    policy_late = 1 << 11
     not_finite = 1 << 16
     wrong_size = 1 << 17
     tracking = 1 << 18
@@ -46,6 +53,10 @@ class Reason(IntFlag):
     collision = 1 << 20
     emergency = 1 << 21
     measured_not_finite = 1 << 22
+    not_a_rotation = 1 << 23
+    policy_lost = 1 << 24
+    loop_lost = 1 << 25
+    robot_lost = 1 << 26
 
 
 STOPS = Reason(sum(reason for reason in Reason if reason >= Reason.not_finite))
@@ -127,7 +138,7 @@ class SafetyFilter:
         _check(limits, has_forward=forward is not None)
         self.limits, self._forward, self._collides = limits, forward, collides
         self._motion = MotionLimiter(limits.joints, position)
-        self._latched = Reason.none
+        self._latch = Latch()
         if not self._is_inside(np.asarray(position, np.float64)):
             raise DeployError(
                 "workspace", expected="a start inside", got=str(None if forward is None else forward(position)),
@@ -137,24 +148,25 @@ class SafetyFilter:
     @property
     def latched(self) -> Reason:
         """Why the robot is stopped; none when it may move."""
-        return self._latched
+        return self._latch.reasons
 
     def stop(self, reason: Reason = Reason.emergency) -> None:
         """Brake from the next step on, and hold until `release`. Callable at any time, also twice."""
-        self._latched |= reason & STOPS or Reason.emergency
+        self._latch.stop(reason)
 
-    def release(self) -> None:
+    def release(self, position: Float64[Array, " J"] | None = None) -> None:
         """A person allows motion again; only at rest.
 
+        Args:
+            position: measured, where motion goes on from; None: from what was sent last. Needed after `tracking`.
+
         Raises:
-            DeployError: the joints still move.
+            DeployError: the joints still move, or the position is outside the limits.
         """
-        if np.abs(self._motion.state.velocity).max() > _REACHED:
-            raise DeployError(
-                "safety", expected="a robot at rest", got=f"velocity {self._motion.state.velocity}",
-                hint="Wait until it has stopped.",
-            )  # fmt: skip
-        self._latched = Reason.none
+        self._latch.require_rest(self._motion.state.velocity)
+        if position is not None:
+            self._motion = MotionLimiter(self.limits.joints, np.asarray(position, np.float64))
+        self._latch.reasons = Reason.none
 
     def step(self, action: Sequence[float] | Array, period_s: float, measured: Measured) -> Sent:
         """Judge one action: target positions of the joints, in the order of the limits.
@@ -165,57 +177,39 @@ class SafetyFilter:
             measured: see Measured.
         """
         reasons = self._judge_measured(measured)
-        if not (math.isfinite(period_s) and period_s > 0):
-            return self._sent(reasons | Reason.period)
-        target, bad = self._target(action)
+        target, bad = finite_target(action, self._motion.state.position)
         reasons |= bad
-        self._latched |= reasons & STOPS
-        if self._latched or reasons & Reason.stale:
+        self._latch.take(reasons)
+        if not is_period(period_s):
+            return self._sent(reasons | self.latched | Reason.period)
+        if self.latched or reasons & Reason.stale:
             self._motion.brake(period_s)
-            return self._sent(reasons | self._latched)
+            return self._sent(reasons | self.latched)
         allowed = self._into_workspace(target)
         if allowed is not target:
             reasons |= Reason.workspace
         before = self._motion.state
         if self._collides is not None and self._collides(allowed):
-            self._latched |= Reason.collision
+            self._latch.take(Reason.collision)
             self._motion.brake(period_s)
-            return self._sent(reasons | self._latched)
-        after = self._motion.follow(allowed, period_s)
-        if (np.abs(after.position - target) > _SAME).any():
-            reasons |= self._asked_too_much(target, before, period_s)
+            return self._sent(reasons | self.latched)
+        after = self._motion.follow(allowed, period_s, is_inside=self._are_inside if self._has_workspace else None)
+        if self._motion.is_held_back:
+            reasons |= Reason.workspace
+        if (np.abs(after.position - target) > SAME).any():
+            reasons |= asked_too_much(self.limits.joints, target, before, period_s)
         return self._sent(reasons)
 
     def _judge_measured(self, measured: Measured) -> Reason:
-        limits, reasons = self.limits, Reason.none
-        numbers = [np.asarray(measured.position, np.float64).ravel(), np.array([measured.age_s], np.float64)]
-        if measured.wrench is not None:
-            numbers.append(np.asarray(measured.wrench, np.float64).ravel())
-        if not np.isfinite(np.concatenate(numbers)).all() or numbers[0].shape != (len(limits.joints.names),):
+        limits = self.limits
+        position = np.asarray(measured.position, np.float64)
+        if position.shape != (len(limits.joints.names),) or not np.isfinite(position).all():
             return Reason.measured_not_finite
-        if measured.age_s > limits.stale_s or measured.age_s < 0:
-            reasons |= Reason.stale
-        if limits.tracking is not None:
-            far = np.abs(numbers[0] - self._motion.state.position) > np.asarray(limits.tracking)
+        reasons = judge_robot(measured.age_s, measured.wrench, limits)
+        if limits.tracking is not None and not reasons & Reason.stale:  # an old position says nothing of it
+            far = np.abs(position - self._motion.state.position) > np.asarray(limits.tracking)
             reasons |= Reason.tracking if far.any() else Reason.none
-        if measured.wrench is not None:
-            force, torque = (float(np.linalg.norm(part)) for part in np.split(numbers[2], 2))
-            is_hard = (limits.force_n is not None and force > limits.force_n) or (
-                limits.torque_nm is not None and torque > limits.torque_nm
-            )
-            reasons |= Reason.force if is_hard else Reason.none
         return reasons
-
-    def _target(self, action: Sequence[float] | Array) -> tuple[np.ndarray, Reason]:
-        """The action as finite float64 (J,), or where the joints are with the reason."""
-        here = self._motion.state.position
-        try:
-            target = np.asarray(action, dtype=np.float64)
-        except (TypeError, ValueError):
-            return here, Reason.wrong_size
-        if target.shape != here.shape:
-            return here, Reason.wrong_size
-        return (target, Reason.none) if np.isfinite(target).all() else (here, Reason.not_finite)
 
     def _into_workspace(self, target: np.ndarray) -> np.ndarray:
         """The target itself, or the last point inside on the straight way to it in joint space."""
@@ -229,36 +223,130 @@ class SafetyFilter:
         inside: np.ndarray = here + low * (clipped - here)
         return inside
 
+    @property
+    def _has_workspace(self) -> bool:
+        return self.limits.box is not None or bool(self.limits.half_spaces)
+
+    def _are_inside(self, positions: np.ndarray) -> bool:
+        return all(self._is_inside(position) for position in positions)
+
     def _is_inside(self, position: np.ndarray) -> bool:
         if self._forward is None:
             return True
         place = np.asarray(self._forward(position), np.float64)
-        box, planes = self.limits.box, np.asarray(self.limits.half_spaces, np.float64).reshape(-1, 4)
-        in_box = box is None or bool(((place >= box[0]) & (place <= box[1])).all())
-        return in_box and bool((planes[:, :3] @ place <= planes[:, 3]).all())
-
-    def _asked_too_much(self, target: np.ndarray, before: MotionState, period_s: float) -> Reason:
-        """Which limits a jump to the target would break, from what the joints do now."""
-        joints, reasons = self.limits.joints, Reason.none
-        clipped = np.clip(target, joints.low, joints.high)
-        if (clipped != target).any():
-            reasons |= Reason.position
-        with np.errstate(over="ignore"):
-            velocity = (clipped - before.position) / period_s
-            acceleration = (velocity - before.velocity) / period_s
-            jerk = (acceleration - before.acceleration) / period_s
-        for reason, asked, most in (
-            (Reason.velocity, velocity, joints.velocity),
-            (Reason.acceleration, acceleration, joints.acceleration),
-            (Reason.jerk, jerk, joints.jerk),
-        ):
-            if (np.abs(asked) > np.asarray(most)).any():
-                reasons |= reason
-        return reasons
+        box = self.limits.box
+        in_box = box is None or bool(
+            ((place >= np.add(box[0], MARGIN_M)) & (place <= np.subtract(box[1], MARGIN_M))).all()
+        )
+        return in_box and is_below(self.limits.half_spaces, place)
 
     def _sent(self, reasons: Reason) -> Sent:
         state = self._motion.state
         return Sent(state.position, state.velocity, reasons)
+
+
+class Latch:
+    """Why a robot is stopped, until a person releases it."""
+
+    def __init__(self) -> None:
+        self.reasons = Reason.none
+
+    def stop(self, reason: Reason) -> None:
+        """Latch a reason from outside; one that would not stop counts as an emergency."""
+        self.reasons |= reason & STOPS or Reason.emergency
+
+    def take(self, reasons: Reason) -> None:
+        """Latch those of the reasons that stop."""
+        self.reasons |= reasons & STOPS
+
+    def require_rest(self, *velocities: Float64[Array, " D"]) -> None:
+        """Refuse a release in motion.
+
+        Raises:
+            DeployError: a velocity is not zero.
+        """
+        moving = np.concatenate(velocities)
+        if np.abs(moving).max() > _REACHED:
+            raise DeployError(
+                "safety", expected="a robot at rest", got=f"velocity {moving}", hint="Wait until it has stopped."
+            )
+
+
+@runtime_checkable
+class Ceilings(Protocol):
+    """The part of the limits that is the same for joints and poses; see SafetyLimits."""
+
+    @property
+    def stale_s(self) -> float: ...
+    @property
+    def force_n(self) -> float | None: ...
+    @property
+    def torque_nm(self) -> float | None: ...
+
+
+def judge_robot(age_s: float, wrench: Float64[Array, " W"] | None, ceilings: Ceilings) -> Reason:
+    """What age and wrench of a reading say; see Measured."""
+    felt = np.zeros(6) if wrench is None else np.asarray(wrench, np.float64)
+    if not math.isfinite(age_s) or felt.shape != (6,) or not np.isfinite(felt).all():
+        return Reason.measured_not_finite
+    reasons = Reason.none if 0 <= age_s <= ceilings.stale_s else Reason.stale
+    for part, most in ((felt[:3], ceilings.force_n), (felt[3:], ceilings.torque_nm)):
+        if most is not None and math.hypot(*part.tolist()) > most:
+            reasons |= Reason.force
+    return reasons
+
+
+def is_period(period_s: float) -> bool:
+    """Whether a time can pass: a finite number above zero."""
+    return math.isfinite(period_s) and period_s > 0
+
+
+def finite_target(action: Sequence[float] | Array, here: Float64[Array, " D"]) -> tuple[Float64[Array, " D"], Reason]:
+    """An action as finite float64 (D,), or where the robot is with the reason."""
+    try:
+        target = np.asarray(action, dtype=np.float64)
+    except (TypeError, ValueError):
+        return here, Reason.wrong_size
+    if target.shape != here.shape:
+        return here, Reason.wrong_size
+    return (target, Reason.none) if np.isfinite(target).all() else (here, Reason.not_finite)
+
+
+def asked_too_much(limits: JointLimits, target: Float64[Array, " J"], before: MotionState, period_s: float) -> Reason:
+    """Which limits a jump to the target would break, from what the joints do now."""
+    clipped = np.clip(target, limits.low, limits.high)
+    reasons = Reason.position if (clipped != target).any() else Reason.none
+    with np.errstate(over="ignore"):
+        velocity = (clipped - before.position) / period_s
+        acceleration = (velocity - before.velocity) / period_s
+        jerk = (acceleration - before.acceleration) / period_s
+    for reason, asked, most in (
+        (Reason.velocity, velocity, limits.velocity),
+        (Reason.acceleration, acceleration, limits.acceleration),
+        (Reason.jerk, jerk, limits.jerk),
+    ):
+        if (np.abs(asked) > np.asarray(most)).any():
+            reasons |= reason
+    return reasons
+
+
+def check_ceilings(
+    ceilings: Ceilings, half_spaces: tuple[tuple[float, float, float, float], ...], **others: float | None
+) -> None:
+    """Refuse limits that limit nothing.
+
+    Raises:
+        ConfigError: a limit that is no positive number, or a half-space without a direction.
+    """
+    numbers = {"stale_s": ceilings.stale_s, "force_n": ceilings.force_n, "torque_nm": ceilings.torque_nm} | others
+    for name, value in numbers.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"safety.{name}", expected="a positive number", got=str(value), hint="Correct the limit.")
+    for row in half_spaces:
+        if len(row) != 4 or not np.isfinite(row).all() or not any(row[:3]):
+            raise ConfigError(
+                "safety.half_spaces", expected="finite (nx, ny, nz, d)", got=str(row), hint="n . x <= d, metres."
+            )
 
 
 def _check(limits: SafetyLimits, *, has_forward: bool) -> None:
@@ -269,11 +357,8 @@ def _check(limits: SafetyLimits, *, has_forward: bool) -> None:
             got="none",
             hint="Give `forward`, or no workspace.",
         )
-    numbers = {"stale_s": limits.stale_s, "force_n": limits.force_n, "torque_nm": limits.torque_nm}
-    numbers |= {f"tracking of {name}": x for name, x in zip(limits.joints.names, limits.tracking or (), strict=False)}
-    for name, value in numbers.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"safety.{name}", expected="a positive number", got=str(value), hint="Correct the limit.")
+    tracking = zip(limits.joints.names, limits.tracking or (), strict=False)
+    check_ceilings(limits, limits.half_spaces, **{f"tracking of {name}": value for name, value in tracking})
     if limits.tracking is not None and len(limits.tracking) != len(limits.joints.names):
         raise ConfigError(
             "safety.tracking", expected=f"{len(limits.joints.names)} numbers", got=str(len(limits.tracking)),

@@ -124,12 +124,14 @@ class Options:
         threads: of torch and onnxruntime.
         env: config group choice of the `env` benchmark.
         dataset: EpisodeStore for `sample` and `train`; None makes one of random numbers.
+        seconds: of the longest measurement of `ros2`.
     """
 
     rounds: int = 15
     threads: int = 1
     env: str = "pick_cube"
     dataset: str | None = None
+    seconds: float = 60.0
 
 
 def interleave(contenders: Sequence[Contender], *, rounds: int) -> tuple[Measurement, ...]:

@@ -1,0 +1,290 @@
+"""A policy beside the control loop: in a process of its own on a robot, or in the same thread for tests.
+
+Both answer one request at a time and number their answers. A process can't hold up the loop: nothing here waits longer
+than it is told to, a dead process is noticed, and a late answer still has its number, so that the loop can drop it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from robot_rl.arrays import Array, Float32
+from robot_rl.deploy.child_process import Child, SharedArrays, function_of
+from robot_rl.deploy.onnx_policy import CPU_PROVIDER, OnnxPolicy
+from robot_rl.deploy.policy_words import (
+    ANSWER,
+    FINE,
+    WRONG_SHAPE,
+    PolicyInfo,
+    checked,
+    from_hello,
+    layout_of,
+    outcome_of,
+    read_reply,
+)
+from robot_rl.deploy.schedule import Clock
+from robot_rl.errors import DeployError
+from robot_rl.types import Observation
+
+REQUEST = struct.Struct("<Qqq")  # request, episode seed, decision
+WARM_UP_CALLS = 3
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """Where a policy comes from: a file, or a function of somebody's own.
+
+    Attributes:
+        onnx: an exported policy.
+        provider, allow_cpu, threads: see OnnxPolicy.
+        target: "package.module:function" instead: called with `config`, returns an object with the attributes and methods
+            of OnnxPolicy that are used here (spec, config, act, reset, noise).
+        config: JSON types, for `target`.
+        fifo_priority: SCHED_FIFO priority asked for, below the loop's; None: the system's usual scheduling. On a busy machine
+            it keeps answers in time; a policy of several threads may then keep everything else from running.
+    """
+
+    onnx: str = ""
+    provider: str = CPU_PROVIDER
+    allow_cpu: bool = False
+    threads: int = 1
+    target: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    fifo_priority: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a request.
+
+    Attributes:
+        request: its number.
+        actions: float32 (Tp, A), or None when the policy failed.
+        compute_s: time in the policy.
+        error: what it said; "" when it did not fail.
+        is_wrong_shape: whether it failed by giving actions of another shape than it says.
+    """
+
+    request: int
+    actions: Float32[Array, "Tp A"] | None
+    compute_s: float
+    error: str = ""
+    is_wrong_shape: bool = False
+
+
+@runtime_checkable
+class PolicyRunner(Protocol):
+    """A policy that a loop can ask without waiting."""
+
+    def start(self) -> PolicyInfo:
+        """Load and warm up; returns when the first request will be answered as fast as any.
+
+        Raises:
+            DeployError: it can't be loaded, or is not ready in time.
+        """
+        ...
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is open; there may be one."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why there will never be another answer; "" while there may be."""
+        ...
+
+    def ask(self, request: int, observation: Observation, *, episode_seed: int, decision: int) -> None:
+        """Open a request; only when not busy.
+
+        Args:
+            request: its number; larger than any before.
+            observation: one env.
+            episode_seed, decision: for the noise, see deploy/noise.py.
+        """
+        ...
+
+    def poll(self, wait_s: float = 0.0) -> Answer | None:
+        """The answer to the open request, waiting for it at most `wait_s`."""
+        ...
+
+    def close(self) -> None:
+        """End it; also twice, also before `start`."""
+        ...
+
+
+def load_policy(source: PolicySource) -> Any:
+    """The policy of a source; see PolicySource.
+
+    Raises:
+        DeployError: none or two are named, or it can't be loaded.
+    """
+    if bool(source.onnx) == bool(source.target):
+        raise DeployError("policy", expected="either onnx or target", got=f"{source}", hint="Name one of them.")
+    if source.target:
+        return function_of(source.target)(dict(source.config))
+    return OnnxPolicy(source.onnx, provider=source.provider, allow_cpu=source.allow_cpu, threads=source.threads)
+
+
+def info_of(policy: Any) -> PolicyInfo:
+    """What a loop must know of a policy."""
+    config = policy.config
+    return PolicyInfo(policy.spec, tuple(config.observation_keys), config.history, config.horizon, config.execute)
+
+
+class SameThreadPolicy:
+    """A policy that computes when asked and answers after a stated time: exact in tests, no use on a robot.
+
+    Args:
+        policy: see PolicySource.target.
+        clock: of the loop.
+        latency_s: number of a request -> time until it is answered.
+    """
+
+    def __init__(self, policy: Any, *, clock: Clock, latency_s: Callable[[int], float] = lambda request: 0.0) -> None:
+        self._policy, self._clock, self._latency_s = policy, clock, latency_s
+        self._open: tuple[float, Answer] | None = None
+        self.failure = ""
+
+    def start(self) -> PolicyInfo:
+        """See PolicyRunner."""
+        return info_of(self._policy)
+
+    @property
+    def is_busy(self) -> bool:
+        """See PolicyRunner."""
+        return self._open is not None
+
+    def ask(self, request: int, observation: Observation, *, episode_seed: int, decision: int) -> None:
+        """See PolicyRunner."""
+        began = time.perf_counter()
+        try:
+            chunk = self._policy.act(observation, self._policy.noise().draw([episode_seed], [decision]))
+            actions = checked(chunk.actions, info_of(self._policy))
+            answer = Answer(request, actions, time.perf_counter() - began)
+        except Exception as error:  # a policy may raise anything; the loop must live
+            text, is_shape = f"{type(error).__name__}: {error}", outcome_of(error) == WRONG_SHAPE
+            answer = Answer(request, None, time.perf_counter() - began, text, is_shape)
+        self._open = (self._clock.now() + self._latency_s(request), answer)
+
+    def poll(self, wait_s: float = 0.0) -> Answer | None:
+        """See PolicyRunner."""
+        if self._open is None:
+            return None
+        ready_s, answer = self._open
+        self._clock.sleep_until(min(ready_s, self._clock.now() + wait_s))
+        if ready_s > self._clock.now():
+            return None
+        self._open = None
+        return answer
+
+    def close(self) -> None:
+        """See PolicyRunner."""
+        self._open = None
+
+
+class ProcessPolicy:
+    """A policy in a process of its own: observations and actions in shared memory, requests and answers by number.
+
+    Args:
+        source: see PolicySource.
+        start_s: how long it may take to load and warm up.
+    """
+
+    def __init__(self, source: PolicySource, *, start_s: float = 60.0) -> None:
+        self._source, self._start_s = source, start_s
+        self._child: Child | None = None
+        self._arrays: SharedArrays | None = None
+        self._open: int | None = None
+        self._failure = ""
+        self.warm_up_s: tuple[float, ...] = ()
+        self.fifo = ""
+
+    def start(self) -> PolicyInfo:
+        """See PolicyRunner."""
+        self.close()
+        self._failure, deadline_s = "", time.monotonic() + self._start_s
+        source = {**vars(self._source), "config": dict(self._source.config)}
+        self._child = Child("robot_rl.deploy.policy_process", {"source": source, "warm_up_calls": WARM_UP_CALLS})
+        try:
+            info = from_hello(self._reply(deadline_s, "to load"))
+            self._arrays = SharedArrays(layout_of(info))
+            self._child.send(b"map", fds=[self._arrays.fd])
+            self._arrays.close_fd()
+            ready = self._reply(deadline_s, "to warm up")
+        except BaseException:
+            self.close()
+            raise
+        self.warm_up_s, self.fifo = tuple(ready["warm_up_s"]), str(ready["fifo"])
+        return info
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 before `start`."""
+        return 0 if self._child is None else self._child.pid
+
+    @property
+    def is_busy(self) -> bool:
+        """See PolicyRunner."""
+        return self._open is not None
+
+    @property
+    def failure(self) -> str:
+        """See PolicyRunner."""
+        if self._child is None:
+            return "the policy was not started"
+        code = self._child.exit_code
+        if not self._failure and code is not None:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            self._failure = f"process {self._child.pid} of the policy {how}"
+        return self._failure
+
+    def ask(self, request: int, observation: Observation, *, episode_seed: int, decision: int) -> None:
+        """See PolicyRunner."""
+        if self._child is None or self._arrays is None or self._open is not None:
+            raise DeployError("policy", expected="a started policy without an open request", got="none", hint="A bug.")
+        for key, array in observation.arrays().items():
+            if array.size:
+                self._arrays[f"observation/{key}"][:] = array
+        self._open = request
+        if not self._child.send(REQUEST.pack(request, episode_seed, decision)) and not self.failure:
+            self._failure = "the process of the policy takes no requests"
+
+    def poll(self, wait_s: float = 0.0) -> Answer | None:
+        """See PolicyRunner."""
+        if self._child is None or self._arrays is None or self._open is None:
+            return None
+        message = self._child.receive(wait_s)
+        if message is None or len(message) < ANSWER.size:
+            return None
+        self._open = None
+        request, compute_s, outcome = ANSWER.unpack_from(message)
+        if outcome != FINE:
+            text = message[ANSWER.size :].decode(errors="replace") or "no text"
+            return Answer(request, None, compute_s, text, outcome == WRONG_SHAPE)
+        return Answer(request, self._arrays["actions"].copy(), compute_s)
+
+    def close(self) -> None:
+        """See PolicyRunner."""
+        if self._child is not None:
+            self._child.close()
+        self._child, self._arrays, self._open = None, None, None
+
+    def _reply(self, deadline_s: float, what: str) -> dict[str, Any]:
+        assert self._child is not None
+        while time.monotonic() < deadline_s:
+            message = self._child.receive(min(0.2, max(deadline_s - time.monotonic(), 0.0)))
+            if message is not None:
+                return read_reply(message)
+            if self._child.exit_code is not None:
+                break
+        raise DeployError(
+            "policy", expected=f"its process {what} within {self._start_s:g} s",
+            got=f"exit code {self._child.exit_code}" if self._child.exit_code is not None else "silence",
+            hint=f"Its messages are above. The load average is {os.getloadavg()[0]:.1f}.",
+        )  # fmt: skip

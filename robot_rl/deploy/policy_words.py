@@ -1,0 +1,101 @@
+"""What a loop and the process of its policy say to each other: one JSON text at the start, then numbers of fixed size."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from robot_rl.arrays import Array, Float32
+from robot_rl.errors import DeployError, PolicyError
+from robot_rl.specs import EnvSpec
+
+ANSWER = struct.Struct("<QdB")  # request, seconds in the policy, an outcome; behind all but FINE a text follows
+FINE, FAILED, WRONG_SHAPE = 0, 1, 2
+TEXT_BYTES = 500
+
+
+class WrongShapeError(PolicyError):
+    """A policy gave actions of another shape than it says."""
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What a loop must know of a policy.
+
+    Attributes:
+        spec: it was made for.
+        keys: of the observation that it uses.
+        history, horizon, execute: To, Tp, Ta.
+    """
+
+    spec: EnvSpec
+    keys: tuple[str, ...]
+    history: int
+    horizon: int
+    execute: int
+
+
+def hello(info: PolicyInfo) -> bytes:
+    """First message of the policy's process."""
+    sizes = {name: getattr(info, name) for name in ("keys", "history", "horizon", "execute")}
+    return json.dumps({"spec": info.spec.to_json(), **sizes}).encode()
+
+
+def from_hello(plain: dict[str, Any]) -> PolicyInfo:
+    """Inverse of `hello`, of its JSON.
+
+    Raises:
+        DataError: no spec.
+    """
+    sizes = {name: int(plain[name]) for name in ("history", "horizon", "execute")}
+    return PolicyInfo(EnvSpec.from_json(plain["spec"], where="spec of the policy"), tuple(plain["keys"]), **sizes)
+
+
+def failed(error: Exception) -> bytes:
+    """Instead of any reply: why there is none."""
+    if isinstance(error, DeployError):
+        text = {"expected": error.expected, "got": error.got, "hint": error.hint}
+        return json.dumps({"error": {"where": error.where, **text}}).encode()
+    text = {"expected": "a policy that loads", "got": f"{type(error).__name__}: {error}"[:2000], "hint": "Correct it."}
+    return json.dumps({"error": {"where": "policy", **text}}).encode()
+
+
+def read_reply(message: bytes) -> dict[str, Any]:
+    """A reply's JSON.
+
+    Raises:
+        DeployError: as the process had it.
+    """
+    plain: dict[str, Any] = json.loads(message)
+    if "error" in plain:
+        said = plain["error"]
+        raise DeployError(said["where"], expected=said["expected"], got=said["got"], hint=said["hint"])
+    return plain
+
+
+def layout_of(info: PolicyInfo) -> list[tuple[str, tuple[int, ...], str]]:
+    """Shared arrays of a policy: one observation with To frames, and the actions of one answer."""
+    specs = info.spec.observation
+    layout = [(f"observation/{key}", (1, info.history, *specs[key].shape), specs[key].dtype) for key in info.keys]
+    return [*layout, ("actions", (info.horizon, *info.spec.action.shape), "float32")]
+
+
+def checked(actions: Array, info: PolicyInfo) -> Float32[Array, "Tp A"]:
+    """The actions of the one env in a chunk, as float32.
+
+    Raises:
+        WrongShapeError: another shape than the policy says.
+    """
+    wanted, got = (1, info.horizon, *info.spec.action.shape), np.shape(actions)
+    if got != wanted:
+        raise WrongShapeError("policy", expected=f"actions of shape {wanted}", got=str(got), hint="As its config says.")
+    return np.asarray(actions[0], np.float32)
+
+
+def outcome_of(error: Exception) -> int:
+    """Which outcome an error is."""
+    return WRONG_SHAPE if isinstance(error, WrongShapeError) else FAILED

@@ -1,0 +1,92 @@
+"""Everything that stands around one robot and one policy, put up in the right order and taken down in the reverse one.
+
+Up: black box, policy (loaded, warm), robot (connected, nothing moves), watchdog (its own connection), then the loop may run.
+Down: the loop holds the robot, then watchdog and black box end. The bridge of ROS 2 and `robot-rl deploy` both use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from robot_rl.contracts import Robot
+from robot_rl.deploy.ahead import Ahead, AheadConfig
+from robot_rl.deploy.black_box import BlackBox, BlackBoxConfig, StepRecord
+from robot_rl.deploy.control_loop import ControlLoop
+from robot_rl.deploy.inference import PolicySource, ProcessPolicy, load_policy
+from robot_rl.deploy.loop_parts import LoopConfig, LoopParts, Targets
+from robot_rl.deploy.targets import ActionReader
+from robot_rl.deploy.watchdog import Watchdog, WatchdogConfig
+from robot_rl.specs import EnvSpec
+
+
+@dataclass(frozen=True)
+class StationConfig:
+    """What is put up.
+
+    Attributes:
+        policy: see PolicySource.
+        log_folder: of the black box; "" for none.
+        log_s: seconds of the past that it keeps.
+        watchdog: "package.module:function" that opens the watchdog's own connection; "" for none.
+        watchdog_config: JSON types, for it.
+        loop: see LoopConfig.
+        ahead: see ahead.py; None: deltas start from what was measured, however late.
+    """
+
+    policy: PolicySource
+    log_folder: str = "black_box"
+    log_s: float = 10.0
+    watchdog: str = ""
+    watchdog_config: Mapping[str, Any] = field(default_factory=dict)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    ahead: AheadConfig | None = None
+
+
+class Station:
+    """One robot, one policy, and what looks after them. When making one fails, everything is taken down again.
+
+    Args:
+        robot: not connected yet.
+        config: see StationConfig.
+        observer: see LoopParts.
+
+    Raises:
+        RobotRlError: any part does not come up; the robot has not moved.
+    """
+
+    def __init__(
+        self, robot: Robot, config: StationConfig, *, observer: Callable[[StepRecord], None] | None = None
+    ) -> None:
+        self._robot, self._config = robot, config
+        self._parts: list[Any] = []
+        self.watchdog: Watchdog | None = None
+        try:
+            self.spec: EnvSpec = load_policy(config.policy).spec
+            self.loop = self._looped(observer)
+            self._parts.append(self.loop)
+            self.loop.bring_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def _looped(self, observer: Callable[[StepRecord], None] | None) -> ControlLoop:
+        config, card, spec = self._config, self._robot.card, self.spec
+        targets: Targets = ActionReader(spec, card)  # refuses what this robot can't be told
+        targets = targets if config.ahead is None else Ahead(targets, config.ahead)
+        box = None
+        if config.log_folder:
+            box = BlackBox(BlackBoxConfig(config.log_folder, config.log_s), card, action_size=spec.action.size)
+            self._parts.append(box)
+        if config.watchdog:
+            heartbeat_s = card.thresholds.heartbeat_s
+            self.watchdog = Watchdog(WatchdogConfig(config.watchdog, config.watchdog_config, heartbeat_s))
+            self._parts.append(self.watchdog)
+        parts = LoopParts(heart=self.watchdog, black_box=box, observer=observer)
+        return ControlLoop(self._robot, ProcessPolicy(config.policy), targets, config=config.loop, parts=parts)
+
+    def close(self) -> None:
+        """Hold the robot, then end everything. Also twice."""
+        while self._parts:
+            self._parts.pop().close()

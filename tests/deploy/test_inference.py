@@ -1,0 +1,237 @@
+"""Policies beside a loop: real processes that are slow, fail, are stopped and are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_robot import HERE, SmallPolicy, small_spec
+
+from robot_rl.deploy.inference import Answer, PolicyRunner, PolicySource, ProcessPolicy, SameThreadPolicy, load_policy
+from robot_rl.deploy.schedule import ManualClock
+from robot_rl.errors import DeployError
+from robot_rl.types import Observation
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProcessPolicy]]:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")]))
+    made: list[ProcessPolicy] = []
+
+    def started(start_s: float = 60.0, **config: Any) -> ProcessPolicy:
+        runner = ProcessPolicy(PolicySource(target="small_robot:small_policy", config=config), start_s=start_s)
+        made.append(runner)
+        runner.info = runner.start()  # type: ignore[attr-defined]
+        return runner
+
+    yield started
+    for runner in made:
+        if runner.pid and runner.failure == "":
+            os.kill(runner.pid, signal.SIGCONT)
+        runner.close()
+
+
+def observation(value: float = 0.0) -> Observation:
+    return Observation(proprio=np.full((1, 2, 2), value, np.float32))
+
+
+def ask(runner: PolicyRunner, request: int, value: float = 0.0) -> None:
+    runner.ask(request, observation(value), episode_seed=0, decision=request)
+
+
+def answer(runner: PolicyRunner) -> Answer:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        found = runner.poll(0.1)
+        if found is not None:
+            return found
+    raise AssertionError("no answer")
+
+
+def wait_for(holds: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "it never came true"
+        time.sleep(0.005)
+
+
+def test_both_runners_give_the_same_actions(start: Callable[..., ProcessPolicy]) -> None:
+    """The policy goes to 0.3 + 0.5 rad/s * k / 50 Hz."""
+    ours, clock = start(), ManualClock()
+    same = SameThreadPolicy(SmallPolicy({}), clock=clock)
+    assert isinstance(ours, PolicyRunner)
+    assert isinstance(same, PolicyRunner)
+    info = same.start()
+    assert ours.info == info  # type: ignore[attr-defined]
+    assert (info.history, info.horizon, info.execute, info.keys) == (2, 8, 4, ("proprio",))
+    assert info.spec == small_spec()
+    found = []
+    for runner in (ours, same):
+        ask(runner, 7, 0.3)
+        assert runner.is_busy
+        found.append(answer(runner))
+        assert not runner.is_busy
+        assert runner.poll() is None
+        assert runner.failure == ""
+    wanted = np.float32(0.3) + 0.5 * np.arange(1, 9, dtype=np.float32)[:, None] / 50 + np.zeros((8, 2), np.float32)
+    for one in found:
+        assert (one.request, one.error) == (7, "")
+        assert one.actions is not None
+        assert one.actions.dtype == np.float32
+        np.testing.assert_allclose(one.actions, wanted, atol=1e-6)
+    assert len(ours.warm_up_s) == 3
+
+
+def test_a_priority_is_taken_or_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", HERE)
+    for priority in (1, 1000):
+        runner = ProcessPolicy(PolicySource(target="small_robot:small_policy", fifo_priority=priority))
+        try:
+            runner.start()
+            is_fifo = os.sched_getscheduler(runner.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO
+            assert ("yes" in runner.fifo) == is_fifo
+            assert not (is_fifo and priority == 1000)
+        finally:
+            runner.close()
+
+
+def test_a_stated_latency_is_kept_to_the_tick() -> None:
+    clock = ManualClock(0.0)
+    runner = SameThreadPolicy(SmallPolicy({}), clock=clock, latency_s=lambda request: 0.5)
+    ask(runner, 1)
+    assert runner.poll(0.2) is None
+    assert clock.now() == 0.2
+    assert runner.poll(0.2) is None
+    assert runner.poll(1.0) is not None
+    assert clock.now() == pytest.approx(0.5)
+
+
+def test_a_policy_that_fails_says_so_and_may_be_asked_again(start: Callable[..., ProcessPolicy]) -> None:
+    config: dict[str, Any] = {"raise": [0], "shape": [1]}
+    for runner in (start(**config), SameThreadPolicy(SmallPolicy(config), clock=ManualClock())):
+        ask(runner, 1)
+        failed = answer(runner)
+        assert failed.actions is None
+        assert failed.error == "RuntimeError: no such thing"
+        assert not failed.is_wrong_shape
+        ask(runner, 2)
+        wrong = answer(runner)
+        assert wrong.is_wrong_shape
+        assert "(1, 8, 1)" in wrong.error
+        ask(runner, 3)
+        assert answer(runner).actions is not None
+        assert runner.failure == ""
+
+
+def test_polling_never_waits_longer_than_told(start: Callable[..., ProcessPolicy]) -> None:
+    runner = start(slow={"0": 1.0})
+    ask(runner, 1)
+    began = time.monotonic()
+    assert runner.poll() is None
+    assert runner.poll(0.05) is None
+    assert time.monotonic() - began < 0.9
+    assert answer(runner).request == 1
+
+
+def test_a_killed_policy_is_noticed_and_can_be_started_again(start: Callable[..., ProcessPolicy]) -> None:
+    runner = start(slow={"0": 60.0})
+    ask(runner, 1)
+    os.kill(runner.pid, signal.SIGKILL)
+    wait_for(lambda: runner.failure)
+    assert "killed by signal 9" in runner.failure
+    assert runner.poll() is None
+    runner.start()
+    assert runner.failure == ""
+    assert not runner.is_busy
+
+
+def test_a_policy_that_is_stopped_for_a_while_answers_with_its_old_number(start: Callable[..., ProcessPolicy]) -> None:
+    runner = start()
+    os.kill(runner.pid, signal.SIGSTOP)
+    ask(runner, 1)
+    assert runner.poll(0.3) is None
+    assert runner.failure == ""
+    os.kill(runner.pid, signal.SIGCONT)
+    assert answer(runner).request == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"load": "raise"}, "weights are of another net"),
+        ({"load": "exit"}, "exit code 7"),
+        ({"load": 60, "start_s": 1.0}, "silence"),
+    ],
+    ids=["raises", "exits", "hangs"],
+)
+def test_a_policy_that_does_not_load_is_refused(
+    start: Callable[..., ProcessPolicy], config: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(DeployError, match=says):
+        start(**config)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (PolicySource(), "either"),
+        (PolicySource(onnx="a.onnx", target="b:c"), "either"),
+        (PolicySource(target="small_robot:none"), "none"),
+        (PolicySource(target="no_such_module:f"), "no_such_module"),
+        (PolicySource(target="nonsense"), "module:function"),
+        (PolicySource(onnx="none.onnx"), "an .onnx file"),
+    ],
+)
+def test_sources_that_name_nothing_are_refused(source: PolicySource, says: str) -> None:
+    with pytest.raises(DeployError, match=says):
+        load_policy(source)
+
+
+def test_the_process_ends_with_its_parent(start: Callable[..., ProcessPolicy], tmp_path: Path) -> None:
+    code = f"""
+import sys, time
+sys.path.insert(0, {HERE!r})
+from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+if __name__ == "__main__":
+    runner = ProcessPolicy(PolicySource(target="small_robot:small_policy"))
+    runner.start()
+    print(runner.pid, flush=True)
+    time.sleep(600)
+"""
+    script = tmp_path / "parent.py"
+    script.write_text(code, encoding="utf-8")
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            assert Path(f"/proc/{pid}").exists()
+        finally:
+            parent.kill()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z (zombie)" in Path(f"/proc/{pid}/status").read_text())
+
+
+def test_an_exported_policy_runs_in_a_process_with_numpy_alone(path: Path) -> None:
+    """The child of an .onnx policy gives what the file gives here, and never loads torch."""
+    source = PolicySource(onnx=str(path))
+    here, runner = load_policy(source), ProcessPolicy(source)
+    try:
+        runner.start()
+        seen = Observation(proprio=np.random.default_rng(0).standard_normal((1, 2, 3)).astype(np.float32))
+        runner.ask(1, seen, episode_seed=3, decision=4)
+        found = answer(runner).actions
+        np.testing.assert_array_equal(found, here.act(seen, here.noise().draw([3], [4])).actions[0])
+        maps = Path(f"/proc/{runner.pid}/maps").read_text(encoding="utf-8")
+        assert "onnxruntime" in maps
+        assert "torch" not in maps
+    finally:
+        runner.close()
