@@ -55,7 +55,7 @@ class LifecycleDriver:
             ) from error  # fmt: skip
         self._rclpy, self._event, self._service = rclpy, TransitionEvent, ChangeState
         self._context = rclpy.Context()
-        rclpy.init(context=self._context, signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
+        rclpy.init(args=[], context=self._context, signal_handler_options=rclpy.signals.SignalHandlerOptions.NO)
         self._node = rclpy.create_node(f"robot_rl_launch_{os.getpid()}", context=self._context)
         self._executor = rclpy.executors.SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)

@@ -10,5 +10,6 @@ STAGES = (
     "distill_onestep",
     "export",
     "evaluate",
+    "deploy",
     "pipeline",
 )

@@ -1,10 +1,11 @@
-"""Check an environment or a policy of yours against its contract: `robot-rl check env env=...`.
+"""Check an environment, a policy or a robot against its contract: `robot-rl check env env=...`.
 
     robot-rl check env env=pick_cube
     robot-rl check env '~env' '+env={_target_: my_package.my_env.make_env}'
     robot-rl check policy policy=runs/<run> env=pick_cube
     robot-rl check policy policy=runs/<run>/export/policy.onnx env=pick_cube
     robot-rl check policy policy=mlp env=pick_cube          (untrained, from the configuration group)
+    robot-rl check robot ur5e --policy policy.onnx          (connects and reads; nothing is commanded)
 
 Exit code 0 when the contract is kept (warnings are allowed), 1 when it is broken, 2 on a wrong configuration.
 """
@@ -15,14 +16,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from robot_rl.checks import ENV_CHECKS, POLICY_CHECKS, Finding, Severity, check_env, check_policy, has_errors
+from robot_rl.checks.findings import Finding, Severity, has_errors
 from robot_rl.errors import ConfigError
-from robot_rl.runs.config import build, load_config, validate_component
-from robot_rl.stages.evaluate import EvaluateConfig, check_spec, load_any_policy
-from robot_rl.stages.imitate import ImitateConfig
 
+# A robot computer has no torch: what needs it is imported where it is used.
+ROBOT = "robot_rl.hardware.ros2_robot:Ros2Robot"
 DEFAULT_HISTORY = 2
 NUM_ENVS = 3
 
@@ -36,17 +36,18 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="robot-rl check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=("env", "policy"), help="what to check")
-    parser.add_argument("overrides", nargs="*", help="key=value and group=choice, as for the stages")
+    parser.add_argument("kind", choices=("env", "policy", "robot"), help="what to check")
+    parser.add_argument("overrides", nargs="*", help="key=value and group=choice, as for the stages; robot: its card")
     parser.add_argument("--json", action="store_true", help="print findings as JSON")
     parser.add_argument("--config-dir", type=Path, help="a folder of your own YAML files")
     parser.add_argument("--history", type=int, default=DEFAULT_HISTORY, help="frames of an observation (env)")
     parser.add_argument("--num-episodes", type=int, default=5, help="episodes a play (env), at least 4 are played")
+    parser.add_argument("--policy", help="exported policy that shall run there (robot)")
+    parser.add_argument("--driver", default=ROBOT, help="package.module:Class of the robot (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="to read (robot)")
     options = parser.parse_intermixed_args(list(words))
-    if options.kind == "env":
-        findings, checks = _env_findings(options), ENV_CHECKS
-    else:
-        findings, checks = _policy_findings(options), POLICY_CHECKS
+    suites = {"env": _env_findings, "policy": _policy_findings, "robot": _robot_findings}
+    findings, checks = suites[options.kind](options)
     if options.json:
         report = {"checks": list(checks), "findings": [finding.to_json() for finding in findings]}
         print(json.dumps(report, indent=2))
@@ -69,14 +70,50 @@ def as_text(checks: Sequence[str], findings: Sequence[Finding]) -> str:
     return "\n".join([*lines, f"{len(checks)} checks: {', '.join(counts)}"])
 
 
-def _env_findings(options: argparse.Namespace) -> list[Finding]:
+def _robot_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequence[str]]:
+    """Of a robot: what it is, then what it says of itself. It is let go without a command."""
+    from robot_rl.checks.robot import ROBOT_CHECKS, check_robot
+    from robot_rl.deploy.child_process import function_of
+    from robot_rl.deploy.loop_checks import streams_of
+    from robot_rl.deploy.onnx_policy import OnnxPolicy
+    from robot_rl.deploy.robot_card import load_robot_card
+    from robot_rl.deploy.targets import ActionReader
+
+    if len(options.overrides) != 1:
+        raise ConfigError(
+            "check robot", expected="one robot card", got=str(options.overrides), hint="A name or a YAML file."
+        )
+    card = load_robot_card(options.overrides[0])
+    driver = function_of(options.driver)
+    policy = None if options.policy is None else OnnxPolicy(options.policy)
+    config = next(iter(get_type_hints(driver.__init__).values()))()
+    robot = driver(config, card=card, **({} if policy is None else {"spec": policy.spec}))
+    if policy is not None:
+        ActionReader(policy.spec, card)  # refuses what this robot can't be told
+    streams = None if policy is None else streams_of(policy.config.observation_keys, card)
+    try:
+        return check_robot(robot, streams=streams, seconds=options.seconds), ROBOT_CHECKS
+    finally:
+        robot.close()
+
+
+def _env_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequence[str]]:
+    from robot_rl.checks.env import ENV_CHECKS, check_env
+    from robot_rl.runs.config import build, load_config
+    from robot_rl.stages.evaluate import EvaluateConfig
+
     config = load_config(EvaluateConfig, options.overrides, name="evaluate", config_dir=options.config_dir)
-    return check_env(
+    findings = check_env(
         lambda number: build(config.env, num_envs=number, history=options.history), num_episodes=options.num_episodes
     )
+    return findings, ENV_CHECKS
 
 
-def _policy_findings(options: argparse.Namespace) -> list[Finding]:
+def _policy_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequence[str]]:
+    from robot_rl.checks.policy import POLICY_CHECKS, check_policy
+    from robot_rl.runs.config import build, load_config
+    from robot_rl.stages.evaluate import EvaluateConfig, check_spec, load_any_policy
+
     words = [word.lstrip("+") for word in options.overrides]
     named = [word.partition("=")[2] for word in words if word.startswith("policy=")]
     if not named:
@@ -95,7 +132,7 @@ def _policy_findings(options: argparse.Namespace) -> list[Finding]:
         check_spec(getattr(policy, "spec", env.spec), env.spec, where=path)
         first = env.reset(range(NUM_ENVS))
         second = env.reset(range(NUM_ENVS, 2 * NUM_ENVS))
-        return check_policy(policy, env.spec, observations=(first, second))
+        return check_policy(policy, env.spec, observations=(first, second)), POLICY_CHECKS
     finally:
         env.close()
 
@@ -105,6 +142,8 @@ def _untrained(options: argparse.Namespace) -> tuple[Any, Any]:
     import torch
 
     from robot_rl.data.normalizer import Normalizer
+    from robot_rl.runs.config import build, load_config, validate_component
+    from robot_rl.stages.imitate import ImitateConfig
 
     config = load_config(ImitateConfig, options.overrides, name="imitate", config_dir=options.config_dir)
     _target, fields = validate_component(config.policy, where="policy")
