@@ -153,8 +153,9 @@ def _normalised(unit: str, controller: Any, index: int, kind: str) -> str:
     original = controller._original_single_action_space
     low, high = float(original.low[index]), float(original.high[index])
     if kind == "PDEEPoseController" and index >= 3:
-        # ManiSkill scales rotations by their lower bound: a positive number turns the negative way.
-        return f"1 = {float(np.broadcast_to(controller.config.rot_lower, 3)[index - 3]):g} {unit}"
+        # ManiSkill scales rotations by their lower bound: a positive number turns the negative way;
+        # and it shortens the three numbers together to length 1.
+        return f"1 = {float(np.broadcast_to(controller.config.rot_lower, 3)[index - 3]):g} {unit}, norm <= 1"
     if abs(low + high) < 1e-9:
         return f"1 = {high:g} {unit}"
     return f"-1 = {low:g} {unit}, 1 = {high:g} {unit}"
@@ -178,7 +179,8 @@ def _semantics(controller: Any, control_mode: str) -> ActionSemantics:
         kind=action_kind,
         delta_reference=reference,
         frame=frame,
-        rotation="euler_xyz" if kind == "PDEEPoseController" else "none",
+        # pytorch3d's "XYZ", about the turned axes: the controller's targets agree to 1e-7 rad.
+        rotation="euler_XYZ" if kind == "PDEEPoseController" else "none",
         gripper="none" if gripper is None else _gripper(gripper),
         control_mode=control_mode,
     )

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
 from robot_rl.arrays import Array
-from robot_rl.errors import DataError
+from robot_rl.errors import DataError, closest
 
 
 class ActionKind(str, Enum):
@@ -162,23 +162,130 @@ class EnvSpec:
         return out
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> EnvSpec:
-        """Inverse of `to_json`. Raises KeyError or TypeError on foreign data."""
-        semantics = dict(data["action_semantics"])
-        semantics["kind"] = ActionKind(semantics["kind"])
-        semantics["delta_reference"] = DeltaReference(semantics["delta_reference"])
-        known = {f.name for f in fields(cls)}
-        plain = {k: v for k, v in data.items() if k in known}
-        plain["observation"] = {k: _array_spec(v) for k, v in data["observation"].items()}
-        plain["action"] = _array_spec(data["action"])
-        plain["action_semantics"] = ActionSemantics(**semantics)
-        plain["joint_names"] = tuple(data["joint_names"])
-        return cls(**plain)
+    def from_json(cls, data: Any, *, where: str = "spec of an environment") -> EnvSpec:
+        """Inverse of `to_json`; every field must have its type and a length that fits the shape.
+
+        Args:
+            data: what a JSON or YAML file holds.
+            where: the file, for errors.
+
+        Raises:
+            DataError: naming the field: unknown, missing, of another type, not finite, or against another field.
+        """
+        plain = _fields(data, cls, where)
+        arrays = _typed(plain["observation"], Mapping, f"{where}, observation", "an object of arrays")
+        plain["observation"] = {key: _array_spec(value, f"{where}, {key}") for key, value in arrays.items()}
+        for key, array in plain["observation"].items():
+            _require(array.name == key, f"{where}, {key}, name", repr(key), repr(array.name))
+        plain["action"] = _array_spec(plain["action"], f"{where}, action")
+        plain["action_semantics"] = _action_semantics(plain["action_semantics"], f"{where}, action_semantics")
+        plain["joint_names"] = _texts(plain["joint_names"], f"{where}, joint_names")
+        for key in ("env_id", "robot"):
+            _typed(plain[key], str, f"{where}, {key}", "a text")
+        hz, steps = plain["control_hz"], plain["max_episode_steps"]
+        _require(_is_number(hz) and 0 < hz < math.inf, f"{where}, control_hz", "a number above 0", _shown(hz))
+        _require(_is_whole(steps) and steps > 0, f"{where}, max_episode_steps", "a whole number above 0", _shown(steps))
+        _typed(plain.get("has_success", True), bool, f"{where}, has_success", "true or false")
+        return cls(**{**plain, "control_hz": float(hz)})
 
 
-def _array_spec(data: Mapping[str, Any]) -> ArraySpec:
-    plain = dict(data)
-    for key in ("shape", "low", "high", "units", "meanings"):
-        if plain.get(key) is not None:
-            plain[key] = tuple(plain[key])
-    return ArraySpec(**plain)
+_CORRECT = "Correct it, or restore the file from a copy; nothing was read."
+
+
+def _array_spec(data: Any, where: str) -> ArraySpec:
+    plain = _fields(data, ArraySpec, where)
+    _typed(plain["name"], str, f"{where}, name", "a text")
+    shape = tuple(_typed(plain["shape"], list | tuple, f"{where}, shape", "a list of whole numbers"))
+    _require(all(_is_whole(n) and n > 0 for n in shape), f"{where}, shape", "whole numbers above 0", _shown(shape))
+    dtype, size = plain.get("dtype", "float32"), math.prod(shape)
+    _require(dtype in _DTYPES, f"{where}, dtype", f"one of {', '.join(_DTYPES)}", _shown(dtype))
+    out: dict[str, Any] = {**plain, "shape": shape}
+    for key in ("low", "high"):
+        if plain.get(key) is None:
+            continue
+        bound = tuple(_typed(plain[key], list | tuple, f"{where}, {key}", "a list of numbers, or null"))
+        _require(all(map(_is_number, bound)), f"{where}, {key}", "numbers that are not NaN", _shown(bound))
+        _require(len(bound) == size, f"{where}, {key}", f"{size} numbers", f"{len(bound)}")
+        out[key] = tuple(map(float, bound))
+    low, high = out.get("low"), out.get("high")
+    if low is not None and high is not None:
+        wrong = [number for number, pair in enumerate(zip(low, high, strict=True)) if pair[0] > pair[1]]
+        _require(not wrong, f"{where}, low and high", "low <= high", f"the opposite in elements {_shown(wrong)}")
+    for key in ("units", "meanings"):
+        if key in plain:
+            out[key] = _texts(plain[key], f"{where}, {key}")
+            _require(len(out[key]) in (1, size), f"{where}, {key}", f"1 or {size} texts", f"{len(out[key])}")
+    return ArraySpec(**out)
+
+
+def _action_semantics(data: Any, where: str) -> ActionSemantics:
+    plain = _fields(data, ActionSemantics, where)
+    for key in plain:
+        _typed(plain[key], str, f"{where}, {key}", "a text")
+    kinds: dict[str, type[Enum]] = {"kind": ActionKind, "delta_reference": DeltaReference}
+    for key, words in kinds.items():
+        options = [word.value for word in words]
+        _require(plain[key] in options, f"{where}, {key}", f"one of {', '.join(options)}", repr(plain[key]))
+        plain[key] = words(plain[key])
+    fits = plain["kind"] is ActionKind.delta or plain["delta_reference"] is DeltaReference.none
+    _require(fits, f"{where}, delta_reference", "none unless kind is delta", str(plain["delta_reference"].value))
+    return ActionSemantics(**plain)
+
+
+_DTYPES = (
+    "float32",
+    "float64",
+    "float16",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "bool",
+)
+
+
+def _fields(data: Any, cls: type[Any], where: str) -> dict[str, Any]:
+    """A JSON object with the fields of a dataclass, no others, and none missing that has no default."""
+    plain = dict(_typed(data, Mapping, where, "an object"))
+    known = {field.name: field.default is MISSING for field in fields(cls)}
+    for name in plain:
+        if name not in known:
+            raise DataError(
+                where, expected=f"fields of {cls.__name__}", got=_shown(name), hint=closest(str(name), known)
+            )
+    missing = [name for name, is_required in known.items() if is_required and name not in plain]
+    _require(not missing, where, f"all fields of {cls.__name__}", f"no {', '.join(missing)}")
+    return plain
+
+
+def _typed(value: Any, kind: Any, where: str, expected: str) -> Any:
+    _require(isinstance(value, kind), where, expected, _shown(value))
+    return value
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    texts = tuple(_typed(value, list | tuple, where, "a list of texts"))
+    _require(all(isinstance(text, str) for text in texts), where, "texts only", _shown(texts))
+    return texts
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_whole(value) and abs(value) < 2**63) or (isinstance(value, float) and not math.isnan(value))
+
+
+def _require(holds: bool, where: str, expected: str, got: str) -> None:
+    if not holds:
+        raise DataError(where, expected=expected, got=got, hint=_CORRECT)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:80] + ' ...' if len(text) > 80 else text} ({type(value).__name__})"

@@ -21,8 +21,8 @@ from robot_rl.data import episode_rows as er
 from robot_rl.data.committed import CommittedArrays
 from robot_rl.data.journal import pending_journals, read_journal
 from robot_rl.data.rewriting import Piece
-from robot_rl.data.store_attributes import SCHEMA, read_attributes
-from robot_rl.data.video_files import ARRAYS, VideoFiles
+from robot_rl.data.store_attributes import SCHEMA, parse_attributes, read_attributes
+from robot_rl.data.video_files import VideoFiles
 from robot_rl.data.zarr_layout import ZarrArray, read_json, refuse_mixed_formats
 from robot_rl.errors import DataError
 from robot_rl.specs import EnvSpec
@@ -229,10 +229,9 @@ def _attributes(path: Path, like: Path | None, problems: list[str]) -> tuple[Env
         content = read_json(path / ".zattrs")
         if content.get("schema") != SCHEMA:
             raise ValueError(f"schema {content.get('schema')!r}")
-        images = content["images"]["storage"] if "images" in content else ARRAYS
-        return EnvSpec.from_json(content["spec"]), dict(content["metadata"]), images
-    except (DataError, KeyError, TypeError, ValueError) as error:
-        got = error.got if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        return parse_attributes(content, where=f"{path / '.zattrs'}")
+    except (DataError, ValueError) as error:
+        got = f"{error.where}: {error.got}" if isinstance(error, DataError) else f"{error}"
         if like is None:
             raise DataError(
                 f"{path / '.zattrs'}",

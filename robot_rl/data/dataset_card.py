@@ -33,6 +33,18 @@ def read_card(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return dict(card) if isinstance(card, Mapping) else {}
 
 
+def changed_card(metadata: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The card in the metadata of a store with some fields set; None removes a field.
+
+    Raises:
+        DataError: for an unknown field.
+    """
+    for key in changes:
+        if key not in FIELDS:
+            raise DataError("dataset card", expected="a field of the card", got=repr(key), hint=closest(key, FIELDS))
+    return {key: value for key, value in (read_card(metadata) | dict(changes)).items() if value is not None}
+
+
 def parse_setting(text: str) -> tuple[str, Any]:
     """ "key=value" as field and value; a value that is JSON is taken as such, an empty one removes the field (None).
 
@@ -73,15 +85,12 @@ def write_card(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: for an unknown field, a store that another writer has, or a disk that is full.
     """
-    for key in changes:
-        if key not in FIELDS:
-            raise DataError("dataset card", expected="a field of the card", got=repr(key), hint=closest(key, FIELDS))
-    EpisodeStore.open(path, mode="r").close()
+    with EpisodeStore.open(path, mode="r") as store:
+        changed_card(store.metadata, changes)
     lock = WriterLock(path)
     try:
         attributes = read_json(path / ".zattrs")
-        card = read_card(attributes["metadata"]) | dict(changes)
-        card = {key: value for key, value in card.items() if value is not None}
+        card = changed_card(attributes["metadata"], changes)
         attributes["metadata"]["card"] = card
         content = json.dumps(attributes, indent=1, allow_nan=False).encode()
         write_files({path / ".zattrs": content}, journal_directory(path), on_error=_not_written)

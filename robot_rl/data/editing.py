@@ -15,6 +15,7 @@ import numpy as np
 
 from robot_rl.data import episode_rows as er
 from robot_rl.data.rewriting import Piece, Plan, pieces_of, source_facts, with_history
+from robot_rl.data.same_spec import table_of_semantics
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.trash import size_on_disk
 from robot_rl.data.video_files import video_keys
@@ -268,11 +269,13 @@ def _require_same_spec(stores: Sequence[EpisodeStore]) -> None:
         )
     ]
     if lines:
+        tables = "".join(table_of_semantics(store.spec, first.spec) for store in stores[1:])
         raise DataError(
             f"{', '.join(str(store.path) for store in stores)}",
             expected=f"the spec of {first.path} (`stored`) in all of them",
-            got=f"{len(lines)} differences:\n  " + "\n  ".join(lines) + "\n",
-            hint="Nothing was written. Data of another robot, task or rate can't be one dataset.",
+            got=f"{len(lines)} differences:{tables}\n  " + "\n  ".join(lines) + "\n",
+            hint="Nothing was written. Data of another robot, task or rate can't be one dataset; actions that are only "
+            "declared in another way can be converted (`robot-rl data convert`).",
         )
 
 

@@ -18,29 +18,31 @@ _BLOCK_BYTES = 64 * 1024**2
 
 
 def stored_episodes(
-    store: EpisodeStore, numbers: Sequence[int] | None = None
+    store: EpisodeStore, numbers: Sequence[int] | None = None, *, observation: Sequence[str] | None = None
 ) -> Iterator[tuple[int, Episode | DataError]]:
     """(number, episode) of a store in order, in blocks of 64 MB; the error in place of one that is damaged.
 
     Args:
         store: to read.
         numbers: which episodes; None for all.
+        observation: keys of the spec to read; None for all.
     """
     if numbers is not None:
         for number in numbers:
-            yield number, _one(store, number)
+            yield number, _one(store, number, observation)
         return
-    row_bytes = sum(array.size * np.dtype(array.dtype).itemsize for array in store.spec.observation.values())
+    read = [store.spec.observation[key] for key in (store.spec.observation if observation is None else observation)]
+    row_bytes = sum(array.size * np.dtype(array.dtype).itemsize for array in read)
     ends, begin = store.episode_ends, 0
     while begin < len(store):
         first = int(ends[begin - 1]) if begin else 0
         fitting = int(np.searchsorted(ends, first + _BLOCK_BYTES // max(row_bytes, 1), side="right"))
         stop = max(begin + 1, fitting)
         try:
-            yield from enumerate(store.episodes(begin, stop), begin)
+            yield from enumerate(store.episodes(begin, stop, observation=observation), begin)
         except DataError:
             # One damaged row spoils its block; one by one, only its own episode.
-            yield from ((number, _one(store, number)) for number in range(begin, stop))
+            yield from ((number, _one(store, number, observation)) for number in range(begin, stop))
         begin = stop
 
 
@@ -65,8 +67,8 @@ def read_episodes(reader: EpisodeReader) -> Iterator[tuple[int, Episode | DataEr
             yield number, error
 
 
-def _one(store: EpisodeStore, number: int) -> Episode | DataError:
+def _one(store: EpisodeStore, number: int, observation: Sequence[str] | None) -> Episode | DataError:
     try:
-        return store.episode(number)
+        return store.episodes(number, number + 1, observation=observation)[0]
     except DataError as error:
         return error

@@ -12,9 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
+from robot_rl.errors import ConfigError, closest
+
 IMAGE = "image/"
 # Stands for the path of the dataset in a fix; who prints it puts the path in.
 STORE = "STORE"
+_MOST_NAMED = 8
 
 
 class Severity(str, Enum):
@@ -220,6 +223,30 @@ def collapsed(findings: Sequence[Finding]) -> list[Finding]:
         count = len(group) if len(group) > 1 else worst.count
         out.append(replace(worst, count=count, episodes=episodes, fix=fix))
     return worst_first(out)
+
+
+def known_checks(names: Iterable[str], *, where: str) -> frozenset[str]:
+    """These names, all of them checks.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    found = frozenset(names)
+    for name in sorted(found - CHECKS.keys()):
+        raise ConfigError(where, expected="names of checks", got=repr(name), hint=closest(name, CHECKS))
+    return found
+
+
+def finding_text(finding: Finding, path: str) -> str:
+    """Two lines for people: what was found where, and the fix with the path of the dataset in it."""
+    others = [number for number in finding.episodes if number != finding.place.episode]
+    more = ""
+    if others:
+        named = ", ".join(map(str, others[:_MOST_NAMED]))
+        rest = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+        more = f"; also in episodes {named}{rest}"
+    head = f"{finding.severity.value:<8}{finding.check}: {finding.place}: {finding.got}{more}"
+    return f"{head}\n        fix: {finding.fix.replace(STORE, path)}"
 
 
 def may_train(findings: Iterable[Finding]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -66,12 +66,16 @@ class Audit:
     Attributes:
         spec: of the dataset.
         limits: see Limits.
+        compared: observations by which episodes are compared with each other, which all of them have; None: all of `spec`.
     """
 
     spec: EnvSpec
     limits: Limits = field(default_factory=Limits)
+    compared: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        keys = self.spec.observation if self.compared is None else self.compared
+        self._compared = replace(self.spec, observation={key: self.spec.observation[key] for key in keys})
         self._findings: list[Finding] = []
         self._traces: list[EpisodeTrace] = []
         self._numbers: list[int] = []
@@ -157,7 +161,7 @@ class Audit:
 
     def _keep(self, number: int, episode: Episode) -> None:
         self._numbers.append(number)
-        self._traces.append(trace(episode, self.spec))
+        self._traces.append(trace(episode, self._compared))
         rate = achieved_hz(episode.time)
         if rate is not None and np.isfinite(rate):
             self._rates.append(rate)

@@ -42,7 +42,7 @@ class EpisodeTrace:
 
 
 def trace(episode: Episode, spec: EnvSpec) -> EpisodeTrace:
-    """Of one episode."""
+    """Of one episode, by the observations of `spec`."""
     steps, keys = len(episode), sorted(spec.observation)
     digest = hashlib.blake2b(np.ascontiguousarray(episode.action).tobytes(), digest_size=16)
     moments = np.linspace(0, steps - 1, POINTS).round().astype(int)

@@ -14,6 +14,7 @@ import numpy as np
 
 from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.data import episode_rows as er
+from robot_rl.data.dataset_card import changed_card
 from robot_rl.data.editing import edited
 from robot_rl.data.rewriting import Plan, pieces_of
 from robot_rl.data.store import EpisodeStore
@@ -54,7 +55,7 @@ class Labels:
         reward: name in REWARD_RULES; also noted in the card as `reward_rule` when all episodes get it.
         source: name of a Source, for all steps.
         instruction: text of the task, in the metadata of each episode.
-        card: fields of the dataset's card, JSON types.
+        card: fields of the dataset's card, JSON types; None in one of them removes it.
     """
 
     success: str | None = None
@@ -98,14 +99,14 @@ def plan_relabel(store: EpisodeStore, episodes: Sequence[int], labels: Labels, *
     plan = edited(
         store, pieces, "relabel", arguments={"episodes": sorted(chosen), **given}, target=target, may_change=may_change
     )
-    card = dict(plan.metadata.get("card", {})) | dict(labels.card or {})
+    card = changed_card(plan.metadata, labels.card or {})
     notes = list[str]()
     if labels.reward is not None:
         if len(chosen) == len(store):
             card["reward_rule"] = f"{labels.reward}: {REWARD_TEXTS[labels.reward]}"
         else:
             notes.append(f"only {len(chosen)} of {len(store)} episodes got this reward: it is not in the card")
-    metadata = {**plan.metadata, "card": card} if card else plan.metadata
+    metadata = {**plan.metadata, "card": card} if card or labels.card else plan.metadata
     return replace(plan, metadata=metadata, notes=tuple(notes))
 
 

@@ -9,14 +9,20 @@ from robot_rl.data.episode_rows import schema_differences
 from robot_rl.errors import DataError
 from robot_rl.specs import ActionSemantics, EnvSpec
 
+_COLLECT = "Collect with the policy's environment, or convert the data (`robot-rl data convert`)."
 
-def require_same_spec(stored: EnvSpec, wanted: EnvSpec, *, where: str) -> None:
+
+def require_same_spec(
+    stored: EnvSpec, wanted: EnvSpec, *, where: str, whose: str = "the policy's environment", hint: str = _COLLECT
+) -> None:
     """Refuse episodes of another environment or robot.
 
     Args:
         stored: of the data at `where`.
-        wanted: of the policy.
+        wanted: of the policy, environment or robot.
         where: for the error.
+        whose: what `wanted` belongs to.
+        hint: what to do about a difference.
 
     Raises:
         DataError: with every difference; differences of the action's meaning as a table first.
@@ -24,15 +30,20 @@ def require_same_spec(stored: EnvSpec, wanted: EnvSpec, *, where: str) -> None:
     differences = schema_differences(stored.to_json(), wanted.to_json())
     if not differences:
         return
-    table = ""
-    if stored.action_semantics != wanted.action_semantics:
-        table = "\n" + declarations(stored.action_semantics, wanted.action_semantics)
+    table = table_of_semantics(stored, wanted)
     raise DataError(
         where,
-        expected=f"episodes of the policy's environment ({wanted.env_id}), same spec",
+        expected=f"episodes of {whose} ({wanted.env_id}), same spec",
         got=f"those of {stored.env_id} with another one:{table}\n  " + "\n  ".join(differences) + "\n",
-        hint="Collect with the policy's environment, or convert the data.",
+        hint=hint,
     )
+
+
+def table_of_semantics(stored: EnvSpec, wanted: EnvSpec) -> str:
+    """Both declarations of the action on lines of their own, for an error; "" where they are the same."""
+    if stored.action_semantics == wanted.action_semantics:
+        return ""
+    return "\n" + declarations(stored.action_semantics, wanted.action_semantics)
 
 
 def declarations(data: ActionSemantics, wanted: ActionSemantics) -> str:

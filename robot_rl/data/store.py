@@ -20,6 +20,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from robot_rl.data.committed import CommittedArrays
 from robot_rl.data.journal import WriterLock, pending_journals
 from robot_rl.data.new_store import write_new_store
 from robot_rl.data.remote import is_remote, mirrored, refuse_remote
+from robot_rl.data.same_spec import table_of_semantics
 from robot_rl.data.store_attributes import read_attributes, require_store
 from robot_rl.data.video_files import ARRAYS
 from robot_rl.errors import DataError, closest
@@ -148,7 +150,9 @@ class EpisodeStore:
             raise DataError(
                 f"{path}",
                 expected="episodes of the same spec",
-                got=f"{len(differences)} differences:\n  " + "\n  ".join(differences) + "\n",
+                got=f"{len(differences)} differences:{table_of_semantics(store.spec, spec)}\n  "
+                + "\n  ".join(differences)
+                + "\n",
                 hint="Write these episodes to a store of their own.",
             )
         return store
@@ -257,20 +261,25 @@ class EpisodeStore:
         self._require_episode(index)
         return self.episodes(index, index + 1)[0]
 
-    def episodes(self, begin: int, stop: int) -> list[Episode]:
+    def episodes(self, begin: int, stop: int, *, observation: Sequence[str] | None = None) -> list[Episode]:
         """Episodes begin..stop - 1, which exist; many short ones are much faster at once than one by one.
+
+        `observation`: keys of the spec to read, for a look that needs no cameras; None: all.
 
         Raises:
             DataError: when one is damaged.
         """
-        rows = {key: self._committed.rows(key, begin, stop) for key in self._committed.names}
+        left_out = () if observation is None else self._spec.observation.keys() - set(observation)
+        spec = replace(self._spec, observation={k: a for k, a in self._spec.observation.items() if k not in left_out})
+        names = {k: name for k, name in self._committed.names.items() if k.removeprefix("final/") not in left_out}
+        rows = {key: self._committed.rows(key, begin, stop) for key in names}
         out = []
         for index in range(begin, stop):
             part = {}
-            for key, name in self._committed.names.items():
+            for key, name in names.items():
                 first, low, high = (self._committed.rows_before(i, name) for i in (begin, index, index + 1))
                 part[key] = rows[key][low - first : high - first]
-            out.append(er.episode_from_rows(part, self._committed.text(index), self._spec))
+            out.append(er.episode_from_rows(part, self._committed.text(index), spec))
         return out
 
     def videos(self, index: int) -> dict[str, bytes]:

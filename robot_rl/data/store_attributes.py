@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from robot_rl import __version__
 from robot_rl.data import episode_rows as er
 from robot_rl.data.video import VIDEO_FORMATS, frame_rate
-from robot_rl.data.video_files import ARRAYS, FOLDER, video_keys
+from robot_rl.data.video_files import ARRAYS, FOLDER, STORAGES, video_keys
 from robot_rl.data.zarr_layout import read_json, refuse_mixed_formats
 from robot_rl.errors import DataError
 from robot_rl.specs import EnvSpec
@@ -19,6 +20,7 @@ SCHEMA = "robot_rl.episodes"
 SCHEMA_VERSION = 1
 # Only of stores with videos: software that knows no videos refuses them by this number.
 _VIDEO_SCHEMA_VERSION = 2
+SPEC_CHECKSUM = "spec_sha256"
 
 
 def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any], images: str) -> bytes:
@@ -48,6 +50,7 @@ def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any], images: str) ->
         video_format = VIDEO_FORMATS[images].to_json(frame_rate(spec.control_hz))
         content["images"] = {"storage": images, "files": files, **video_format}
     try:
+        content[SPEC_CHECKSUM] = _checksum(json.loads(json.dumps(stored)))
         return json.dumps(content, indent=1, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise DataError(
@@ -81,18 +84,43 @@ def read_attributes(path: Path) -> tuple[EnvSpec, dict[str, Any], str]:
             got=f"{content.get('schema_version')}, written by {content.get('software')}",
             hint="Use the software version that wrote it, or convert the store.",
         )
-    try:
-        spec, metadata = EnvSpec.from_json(content["spec"]), dict(content["metadata"])
-        images = content["images"]["storage"] if "images" in content else ARRAYS
-        video_keys(spec, images)
-        return spec, metadata, images
-    except (KeyError, TypeError, ValueError) as error:
+    return parse_attributes(content, where=f"{path / '.zattrs'}")
+
+
+def parse_attributes(content: Mapping[str, Any], *, where: str) -> tuple[EnvSpec, dict[str, Any], str]:
+    """Spec, metadata and `images` in the content of a `.zattrs`; stores from before 2026-11-26 have no checksum.
+
+    Raises:
+        DataError: one is missing, of another type, or the spec is not the one that was written.
+    """
+    stored = content.get("spec")
+    if SPEC_CHECKSUM in content and content[SPEC_CHECKSUM] != (found := _checksum(stored)):
         raise DataError(
-            f"{path / '.zattrs'}",
-            expected="the spec and metadata that every store has",
-            got=f"{type(error).__name__}: {error}",
-            hint="The store is damaged: restore .zattrs from a copy.",
-        ) from error
+            f"{where}, spec",
+            expected=f"the spec that was written ({SPEC_CHECKSUM} {content[SPEC_CHECKSUM]})",
+            got=f"one with {found}",
+            hint=f"Restore .zattrs from a copy. If you changed the spec by hand and mean it, delete {SPEC_CHECKSUM} too.",
+        )
+    spec, metadata = EnvSpec.from_json(stored, where=f"{where}, spec"), content.get("metadata")
+    if not isinstance(metadata, dict):
+        raise DataError(
+            f"{where}, metadata",
+            expected="an object",
+            got=f"{type(metadata).__name__}",
+            hint="Restore .zattrs from a copy.",
+        )
+    images = content.get("images", {"storage": ARRAYS})
+    if not isinstance(images, dict) or images.get("storage") not in STORAGES:
+        raise DataError(
+            f"{where}, images", expected=f"storage {', '.join(STORAGES)}", got=f"{images!r:.80}",
+            hint="Restore .zattrs from a copy.",
+        )  # fmt: skip
+    video_keys(spec, images["storage"])
+    return spec, metadata, images["storage"]
+
+
+def _checksum(spec: Any) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
 def require_store(path: Path) -> None:

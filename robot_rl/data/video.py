@@ -67,10 +67,12 @@ class VideoFormat:
         }
 
 
+# What any frame of a lossy video must be worth, in stores and in exports.
+MIN_PSNR_DB = 30.0
 # Choices of EpisodeStore.create(images=...) besides "arrays" (blosc/zstd). libx264rgb skips the conversion to YUV, which
 # alone would change the last bit of most pixels.
 VIDEO_FORMATS = {
-    "video": VideoFormat("libx264", "yuv420p", {"crf": "18"}, min_psnr_db=30.0),
+    "video": VideoFormat("libx264", "yuv420p", {"crf": "18"}, min_psnr_db=MIN_PSNR_DB),
     "video_lossless": VideoFormat("libx264rgb", "rgb24", {"qp": "0"}),
 }
 

@@ -21,6 +21,8 @@ COMMANDS = {
     "trim": ("data_edit", "cut steps from beginnings and ends"),
     "relabel": ("data_edit", "new success, reward, source, instruction or card"),
     "reencode": ("data_edit", "the same episodes with today's chunks and codecs"),
+    "convert": ("data_convert", "the same episodes under another declaration: rotations, delta or absolute, gripper"),
+    "replay": ("data_replay", "play recorded actions in an env or on a robot; how far they drift"),
     "verify": ("data_repair", "read everything against the checksums; 1 when something is damaged"),
     "repair": ("data_repair", "keep what of a damaged store verifies"),
     "restore": ("data_edit", "undo: bring the former version back from .trash"),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from robot_rl.data.dataset_card import FIELDS, card_markdown, parse_setting, read_card, write_card
+from robot_rl.data.dataset_card import FIELDS, card_markdown, changed_card, parse_setting, read_card, write_card
 from robot_rl.data.store import EpisodeStore
 
 
@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
             print(card_markdown(store), end="")
             return 0
     if changes and options.dry_run:
-        card = {key: value for key, value in (card | changes).items() if value is not None}
+        card = changed_card({"card": card}, changes)
     elif changes:
         card = write_card(options.path, changes)
     if options.markdown:

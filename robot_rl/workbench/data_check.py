@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.data.episode_stream import read_episodes, stored_episodes
-from robot_rl.data.quality import CHECKS, STORE, Finding, Limits, Severity, collapsed, may_train
+from robot_rl.data.quality import CHECKS, Limits, Severity, collapsed, finding_text, known_checks, may_train
 from robot_rl.data.quality_audit import Audit, Quality
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import ConfigError, DataError, closest
@@ -24,7 +24,6 @@ from robot_rl.specs import EnvSpec
 from robot_rl.types import Episode
 
 Episodes = Iterator[tuple[int, Episode | DataError]]
-_MOST_NAMED = 8
 
 
 def main(words: Sequence[str]) -> int:
@@ -39,7 +38,7 @@ def main(words: Sequence[str]) -> int:
             "robot-rl data check", expected="a path and options", got=" ".join(rest),
             hint="Options of an import are for foreign data: give --format too.",
         )  # fmt: skip
-    limits, ignored = _limits(options), _ignored(options.ignore)
+    limits, ignored = _limits(options), known_checks(filter(None, options.ignore.split(",")), where="--ignore")
     spec, total, episodes, close = _source(options, rest)
     began = time.monotonic()
     try:
@@ -121,13 +120,6 @@ def _limits(options: argparse.Namespace) -> Limits:
     return replace(Limits(), **given)
 
 
-def _ignored(text: str) -> frozenset[str]:
-    names = frozenset(name for name in text.split(",") if name)
-    for name in sorted(names - CHECKS.keys()):
-        raise ConfigError("--ignore", expected="names of checks", got=repr(name), hint=closest(name, CHECKS))
-    return names
-
-
 def _source(options: argparse.Namespace, rest: Sequence[str]) -> tuple[EnvSpec, int, Episodes, Callable[[], None]]:
     """Spec, number of episodes, the episodes, and how to close it."""
     if options.format is None:
@@ -142,7 +134,7 @@ def _source(options: argparse.Namespace, rest: Sequence[str]) -> tuple[EnvSpec, 
 
 def _text(quality: Quality, path: str, speed: dict[str, float], *, show_all: bool) -> str:
     shown = quality.findings if show_all else collapsed(quality.findings)
-    lines = [_finding_text(finding, path) for finding in shown]
+    lines = [finding_text(finding, path) for finding in shown]
     facts = quality.facts
     hz = facts["achieved_hz"]
     rate = f"{hz[0]:g} / {hz[1]:g} / {hz[2]:g} (least, median, most)" if hz else "unknown"
@@ -165,14 +157,3 @@ def _text(quality: Quality, path: str, speed: dict[str, float], *, show_all: boo
         f"{said}: training {'may start' if quality.may_train else 'may not start'}",
     ]
     return "\n".join(lines)
-
-
-def _finding_text(finding: Finding, path: str) -> str:
-    others = [number for number in finding.episodes if number != finding.place.episode]
-    more = ""
-    if others:
-        named = ", ".join(map(str, others[:_MOST_NAMED]))
-        rest = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
-        more = f"; also in episodes {named}{rest}"
-    head = f"{finding.severity.value:<8}{finding.check}: {finding.place}: {finding.got}{more}"
-    return f"{head}\n        fix: {finding.fix.replace(STORE, path)}"

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from robot_rl.data import editing, relabelling, trimming
-from robot_rl.data.dataset_card import json_or_text
+from robot_rl.data.dataset_card import parse_setting
 from robot_rl.data.rewriting import EditReport, Plan, carry_out
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.trash import restore, size_on_disk, trashed
@@ -157,22 +156,22 @@ def _relabel_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward", choices=tuple(relabelling.REWARD_RULES), help=texts["reward"])
     parser.add_argument("--source", choices=[source.name for source in Source], help="who chose the actions")
     parser.add_argument("--instruction", help="text of the task")
-    parser.add_argument("--card", nargs="+", metavar="FIELD=VALUE", help="fields of the dataset's card; JSON or text")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the card, as `robot-rl data card --set`",
+    )
 
 
 _RULES = {"success": relabelling.SUCCESS_TEXTS, "reward": relabelling.REWARD_TEXTS}
 
 
 def _relabel(options: argparse.Namespace) -> int:
-    card: dict[str, Any] = {}
-    for word in options.card or ():
-        name, equal, text = word.partition("=")
-        if not equal or not name:
-            raise ConfigError("--card", expected="FIELD=VALUE", got=repr(word), hint="For example licence=CC-BY-4.0.")
-        card[name] = json_or_text(text)
     labels = relabelling.Labels(
         success=options.success, reward=options.reward, source=options.source, instruction=options.instruction,
-        card=card or None,
+        card=dict(parse_setting(word) for word in options.set) or None,
     )  # fmt: skip
     return _edit(
         options, lambda store: relabelling.plan_relabel(store, _chosen(options, store), labels, target=options.target)

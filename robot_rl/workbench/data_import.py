@@ -148,25 +148,28 @@ def _whole_spec(path: Path) -> EnvSpec:
         with EpisodeStore.open(path, mode="r") as store:
             return store.spec
     try:
-        return EnvSpec.from_json(_card(path))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}",
-            expected="a whole spec, as `robot-rl data info STORE --json` prints it under `spec`",
-            got=f"{type(error).__name__}: {error}",
-            hint="Or give a store that has the same spec.",
-        ) from error
+        return EnvSpec.from_json(_card(path), where=f"{path}")
+    except DataError as error:
+        hint = "A whole spec is what `robot-rl data info STORE --json` prints under `spec`; or give such a store."
+        raise DataError(error.where, expected=error.expected, got=error.got, hint=hint) from error
 
 
 def _keyed(options: argparse.Namespace, name: str) -> EpisodeReader:
     if options.env is not None:
         raise ConfigError("--env", expected="--spec with a card", got="--env", hint="Keys of the source need a card.")
     written = _card(options.spec) if options.spec is not None else {}
-    chosen = (
-        {key: value for key, value in written.items() if key == "empty_chunks"} if name == "diffusion_policy" else {}
-    )
+    # How the source is read, of formats that must be told; the command line goes before the card.
+    chosen = dict(written.pop("options", {}))
+    if name == "diffusion_policy" and "empty_chunks" in written:
+        chosen["empty_chunks"] = written["empty_chunks"]
     source = open_source(name, options.source, chosen | dict(options.option))
     try:
+        rate = source.declared.get("control_hz")
+        if name == "mcap" and written.get("control_hz", rate) != rate:
+            raise DataError(
+                f"{options.spec}, control_hz", expected=f"{rate}, as options.rate_hz", got=f"{written['control_hz']}",
+                hint="Leave it out.",
+            )  # fmt: skip
         card = dict(source.declared) | written
         missing = [field.name for field in fields(SpecCard) if field.name not in card and _is_required(field)]
         if missing and set(card) <= {field.name for field in fields(SpecCard)}:

@@ -287,3 +287,29 @@ def test_images_and_what_is_not_imported(tmp_path: Path) -> None:
         np.testing.assert_array_equal(store.episode(0).final_observation["image/hand"], image[3])
     assert any("sensor_data/hand/depth" in note and "extra/goal_pos" in note for note in report.notes)
     assert read_header(path).image_size == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("source_type", 3, "source_type: expected str, got 3"),
+        ("episodes", [["episode_id", 0]], "entry 0 of 'episodes' is no object"),
+        ("env_info", {"env_id": ["Toy-v1"]}, "env_id: expected str"),
+        ("env_info", {"env_id": "Toy-v1", "env_kwargs": []}, "env_kwargs: expected dict"),
+        ("env_info", {"env_id": "Toy-v1", "max_episode_steps": "5"}, "max_episode_steps: expected int, got '5'"),
+    ],
+)
+def test_a_retyped_json_is_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    path = toy(tmp_path)
+    change_json(path, lambda content: content.update({key: value}))
+    with pytest.raises(DataError, match=message):
+        bring_in(path, None)
+
+
+def test_rows_that_were_never_written_are_no_zeros(tmp_path: Path) -> None:
+    path = toy(tmp_path)
+    with h5py.File(path, "a") as file:
+        del file["traj_1/actions"]
+        file["traj_1"].create_dataset("actions", (4, 2), "f4", chunks=(2, 2))[:2] = 0.5
+    with pytest.raises(DataError, match=r"traj_1, actions: expected data that were written, got 1 of 2 chunks"):
+        bring_in(path, tmp_path / "out.zarr")

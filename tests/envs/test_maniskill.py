@@ -155,7 +155,7 @@ def test_other_tasks(task, control_mode, state_size, action_size):
     assert all(len(spec.meanings) == spec.size == len(spec.units) for spec in env.spec.observation.values())
     if task == "PushT-v1":
         # ManiSkill multiplies rotations by their lower bound.
-        assert env.spec.action.units == ("1 = 0.1 m",) * 3 + ("1 = -0.1 rad",) * 3
+        assert env.spec.action.units == ("1 = 0.1 m",) * 3 + ("1 = -0.1 rad, norm <= 1",) * 3
     env.close()
 
 

@@ -121,7 +121,7 @@ def test_trim_relabel_reencode(demos: Path, capsys: pytest.CaptureFixture[str]) 
     assert data_edit.main(["trim", str(demos), "--begin", "2", "--episodes", "1-2"]) == 0
     assert "2 episodes trimmed, 4 of 30 steps cut off" in capsys.readouterr().out
     assert EpisodeStore.open(demos).lengths.tolist() == [5, 3, 3, 5, 5, 5]
-    words = ["relabel", str(demos), "--reward", "sparse", "--card", "licence=CC-BY-4.0", "operators=2"]
+    words = ["relabel", str(demos), "--reward", "sparse", "--set", "licence=CC-BY-4.0", "--set", "operators=2"]
     assert data_edit.main(words) == 0
     assert "changed: data/reward in 3 episodes" in capsys.readouterr().out
     with EpisodeStore.open(demos) as store:
@@ -134,9 +134,13 @@ def test_trim_relabel_reencode(demos: Path, capsys: pytest.CaptureFixture[str]) 
         assert store.content_hash() == before
         assert [entry["command"] for entry in store.metadata["history"]] == ["trim", "relabel", "reencode"]
     assert len(trashed(demos)) == 3
-    for words in (["trim", str(demos), "--idle", "1", "--columns", "0-3"], ["relabel", str(demos), "--card", "x"]):
-        with pytest.raises(ConfigError):
-            data_edit.main(words)
+    with pytest.raises(ConfigError):
+        data_edit.main(["trim", str(demos), "--idle", "1", "--columns", "0-3"])
+    with pytest.raises(DataError, match="Did you mean 'licence'"):
+        data_edit.main(["relabel", str(demos), "--set", "license=MIT"])
+    assert data_edit.main(["relabel", str(demos), "--set", "licence="]) == 0
+    with EpisodeStore.open(demos) as store:
+        assert store.metadata["card"].keys() == {"operators", "reward_rule"}
 
 
 def test_verify_and_repair(demos: Path, capsys: pytest.CaptureFixture[str]) -> None:

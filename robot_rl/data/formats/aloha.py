@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.arrays import Array
+from robot_rl.data.formats.hdf5_guard import require_walkable
 from robot_rl.data.formats.hdf5_source import (
     decode_image,
     leaf_names,
@@ -55,6 +56,7 @@ class AlohaSource:
         self._one: tuple[int, Any] = (-1, None)
         self._problems: dict[int, DataError] = {}
         self.keys: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        require_walkable(self._files)
         looks = [self._look(index) for index in range(len(self._files))]
         self._forget()
         if len(self._problems) == len(self._files):

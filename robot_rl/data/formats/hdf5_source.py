@@ -17,21 +17,22 @@ from typing import Any
 import numpy as np
 
 from robot_rl.arrays import Array
+from robot_rl.data.formats.hdf5_guard import require_walkable
 from robot_rl.errors import DataError, RobotRlError
 
 # h5py, numpy, zip and JSON have no error of their own for a damaged file.
 _ON_DAMAGE = (
     OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, ArithmeticError, zlib.error,
-    struct.error,
+    struct.error, MemoryError,
 )  # fmt: skip
 _CUT_OFF = "A recorder that was killed, or a download that was cut off, leaves such a file: record or load again."
 
 
 def open_hdf5(path: Path) -> Any:
-    """The h5py.File, to read.
+    """The h5py.File, to read, behind a walk through it in another process (hdf5_guard.py).
 
     Raises:
-        DataError: h5py is missing, or the file is missing, damaged, or still being written.
+        DataError: h5py is missing, or the file is missing, damaged, endless, or still being written.
     """
     try:
         import h5py
@@ -39,6 +40,7 @@ def open_hdf5(path: Path) -> Any:
         raise DataError(
             f"{path}", expected="h5py, to read HDF5", got="no such package", hint="pip install 'robot-rl[train]'"
         ) from error
+    require_walkable([path])
     try:
         return h5py.File(path, "r")
     except FileNotFoundError as error:
@@ -160,10 +162,8 @@ def require_written(dataset: Any, *, where: str) -> None:
     found = dataset.id.get_num_chunks()
     if found < wanted:
         there = {dataset.id.get_chunk_info(number).chunk_offset for number in range(found)}
-        every = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1).reshape(-1, len(counts))
-        first = next(
-            tuple(map(int, place * dataset.chunks)) for place in every if tuple(place * dataset.chunks) not in there
-        )
+        chunks = (tuple(int(n) for n in np.multiply(place, dataset.chunks)) for place in np.ndindex(*counts))
+        first = next(place for place in chunks if place not in there)
         raise _unwritten(where, f"{found} of {wanted} chunks, none at {first}", dataset.fillvalue)
 
 

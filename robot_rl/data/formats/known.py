@@ -23,6 +23,7 @@ SOURCES = {
     "aloha": "aloha.AlohaSource",
     "minari": "minari.MinariSource",
     "dppo": "dppo.DppoSource",
+    "mcap": "mcap_source.McapSource",
 }
 FORMATS = ("maniskill", *SOURCES)
 # Field of a card -> (what stands in a card that says nothing of it, what to write there).
@@ -123,6 +124,12 @@ def _looks(path: Path) -> Iterator[tuple[str, bool]]:
     )
     yield "maniskill", is_hdf5 and path.with_suffix(".json").is_file()
     yield "robomimic", is_hdf5
+    yield (
+        "mcap",
+        path.suffix in (".mcap", ".db3")
+        or (path / "metadata.yaml").is_file()
+        or bool(path.is_dir() and [*path.glob("*.mcap"), *path.glob("*/metadata.yaml")]),
+    )
     yield "dppo", path.is_file() and path.suffix == ".npz"
     yield "diffusion_policy", path.name.endswith((".zarr", ".zarr.zip")) or (path / ".zgroup").is_file()
 

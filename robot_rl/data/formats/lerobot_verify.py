@@ -10,10 +10,8 @@ from robot_rl.data.formats.exporting import verify_export
 from robot_rl.data.formats.lerobot import LeRobotSource
 from robot_rl.data.formats.spec_card import SpecCard
 from robot_rl.data.store import EpisodeStore
-from robot_rl.data.video import is_out_of_place, neighbour_errors, psnr_db
+from robot_rl.data.video import MIN_PSNR_DB, is_out_of_place, neighbour_errors, psnr_db
 from robot_rl.errors import DataError
-
-MIN_PSNR_DB = 30.0
 
 
 def verify(store: EpisodeStore, path: Path, card: SpecCard) -> float:

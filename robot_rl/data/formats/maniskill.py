@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl.data.formats.hdf5_source import leaf_names, open_hdf5
+from robot_rl.data.formats.hdf5_source import leaf_names, named_damage, open_hdf5, require_written
 from robot_rl.data.formats.importing import last_step_only, require_finite, source_of
 from robot_rl.data.formats.maniskill_header import ManiSkillHeader, replay_hint
 from robot_rl.errors import DataError, closest
@@ -58,7 +58,8 @@ class ManiSkillReader:
         }
         self._file = open_hdf5(header.path)
         try:
-            self.notes = tuple(self._look_at_first())
+            with named_damage(f"{header.path}"):
+                self.notes = tuple(self._look_at_first())
         except BaseException:
             self._file.close()
             raise
@@ -66,7 +67,10 @@ class ManiSkillReader:
     def read(self, index: int) -> Episode:
         """Episode `index`. Raises DataError naming trajectory and dataset."""
         name = self.names[index]
-        entry, group, where = self._header.entries[name], self._file[name], f"{self._header.path}, {name}"
+        with named_damage(f"{self._header.path}, {name}"):
+            return self._episode(name, self._header.entries[name], self._file[name], f"{self._header.path}, {name}")
+
+    def _episode(self, name: str, entry: Mapping[str, Any], group: Any, where: str) -> Episode:
         action = self._actions(group, where)
         steps = len(action)
         if entry.get("elapsed_steps") not in (None, steps):
@@ -140,6 +144,7 @@ class ManiSkillReader:
                 got="nothing" if actions is None else f"a dictionary with {', '.join(sorted(actions))}",
                 hint="Tasks with several robots, and controllers with dictionaries of actions, are not supported.",
             )
+        require_written(actions, where=f"{where}, actions")
         array = np.asarray(actions)
         if array.ndim != 2 or array.shape[1:] != self.spec.action.shape:
             raise DataError(
@@ -292,7 +297,6 @@ def _require_rows(dataset: Any, rows: int, where: str) -> np.ndarray:
             got=f"shape {tuple(dataset.shape)}",
             hint="T actions need T flags and rewards, and T + 1 observations. Use --skip-bad to leave this episode out.",
         )
-    try:
+    with named_damage(where):
+        require_written(dataset, where=where)
         return np.asarray(dataset)
-    except OSError as error:
-        raise DataError(where, expected="readable data", got=str(error), hint="The file is damaged here.") from error

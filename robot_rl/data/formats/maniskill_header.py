@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robot_rl.data.formats.hdf5_source import open_hdf5
+from robot_rl.data.formats.hdf5_source import named_damage, open_hdf5
 from robot_rl.errors import DataError
 
 
@@ -57,8 +57,8 @@ def read_header(path: Path) -> ManiSkillHeader:
             got=f"{info}",
             hint="Record from an environment made by gymnasium.make, or add env_id and env_kwargs to the json.",
         )
-    kwargs = dict(info.get("env_kwargs") or {})
-    with open_hdf5(path) as file:
+    kwargs = _typed(info, "env_kwargs", dict, path) or {}
+    with open_hdf5(path) as file, named_damage(f"{path}"):
         entries = _entries(path, content, list(file))
         modes = sorted({str(e["control_mode"]) for e in entries.values() if e.get("control_mode")})
         if len(modes) > 1:
@@ -81,14 +81,14 @@ def read_header(path: Path) -> ManiSkillHeader:
         image_size = _image_size(group["obs"])
     return ManiSkillHeader(
         path=path,
-        env_id=str(info["env_id"]),
+        env_id=_typed(info, "env_id", str, path),
         env_kwargs=kwargs,
-        max_episode_steps=info.get("max_episode_steps"),
+        max_episode_steps=_typed(info, "max_episode_steps", int, path),
         obs_mode=obs_mode,
         control_mode=modes[0] if modes else kwargs.get("control_mode"),
         image_size=image_size,
-        source_type=content.get("source_type"),
-        source_desc=content.get("source_desc"),
+        source_type=_typed(content, "source_type", str, path),
+        source_desc=_typed(content, "source_desc", str, path),
         entries=entries,
     )
 
@@ -99,6 +99,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(json_path.read_bytes())
         if not isinstance(content, dict) or not isinstance(content.get("episodes"), list):
             raise ValueError("no list 'episodes'")
+        strange = [number for number, entry in enumerate(content["episodes"]) if not isinstance(entry, dict)]
+        if strange:
+            raise ValueError(f"entry {strange[0]} of 'episodes' is no object")
     except (OSError, ValueError) as error:
         raise DataError(
             f"{json_path}",
@@ -107,6 +110,17 @@ def _read_json(path: Path) -> dict[str, Any]:
             hint="Copy it from where the .h5 comes from; both are needed, under the same name.",
         ) from error
     return content
+
+
+def _typed(content: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
+    """A value of the json, or None where it says nothing."""
+    value = content.get(key)
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise DataError(
+            f"{path.with_suffix('.json')}, {key}", expected=kind.__name__, got=f"{value!r:.80} ({type(value).__name__})",
+            hint="Copy the file from where the .h5 comes, or correct it.",
+        )  # fmt: skip
+    return value
 
 
 def _entries(path: Path, content: Mapping[str, Any], groups: list[str]) -> dict[str, Mapping[str, Any]]:
