@@ -55,7 +55,8 @@ class Connecting:
             if not self._link.is_alive:
                 raise DeployError("ROS 2 robot", expected="a live node", got=self._link.failure, hint="Connect again.")
             silent = [stream for stream in waiting if stream.profile is not None and stream.count == 0]
-            if silent and not told and now_s - began_s > thresholds.qos_s:
+            silent = [stream for stream in silent if now_s - stream.subscribed_s > thresholds.qos_s]
+            if silent and not told:
                 told = True
                 log.warning("still silent: %s", "; ".join(map(self._profiles, silent)))
             if now_s - began_s > thresholds.connect_s:

@@ -69,14 +69,17 @@ class Stream:
     Attributes:
         newest: message heard last whose time is known.
         count, unused: messages that came, and those of them whose clock was in doubt.
-        incompatible: the QoS policy by which a publisher that came later can't be heard; "" for none.
+        incompatible: both profiles, when a publisher came later that can't be heard; "" for none.
+        first_s, last_s, subscribed_s: first and last message, and subscription, CLOCK_MONOTONIC; 0 before.
+        profile: QoS that we asked for; None before the subscription.
+        notify: called after every message that counts.
     """
 
     def __init__(self, name: str, card: TopicCard, topic: str) -> None:
         self.name, self.card, self.topic = name, card, topic
         self.clock = StampClock()
         self.count, self.unused, self.incompatible = 0, 0, ""
-        self.first_s, self.last_s = 0.0, 0.0
+        self.first_s, self.last_s, self.subscribed_s = 0.0, 0.0, 0.0
         self.profile: Any = None
         self.notify: Callable[[], None] | None = None
         self.newest: Heard | None = None
@@ -177,7 +180,7 @@ class Ros2Link:
                 got=f"{as_text(publishers[0].qos_profile)} from {_node(publishers[0])} ({troubles[0]})",
                 hint=f"Set reliability, durability of {stream.name!r} in the robot's card to what the publisher offers.",
             )  # fmt: skip
-        stream.profile = profile
+        stream.profile, stream.subscribed_s = profile, time.monotonic()
         events = _events("subscription", lambda status: self._incompatible(stream, status))
         self.node.create_subscription(kind, stream.topic, stream.hear, profile, event_callbacks=events)
         return True

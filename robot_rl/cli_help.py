@@ -29,6 +29,7 @@ TOOLS = (
     "adapt",
     "ros2",
     "curves",
+    "calibrate",
 )
 COMMANDS = (*STAGES, *TOOLS, "info")
 

@@ -3,9 +3,9 @@
 A policy trained on "measured pose + delta" adds its delta to the pose of that very moment. Behind a network the reading is
 late and the goal acts late, so every delta starts too far back, the arm is slow, and episodes end at their time limit. An
 arm that follows its goals with a time constant can be foreseen: from the reading on, each goal x* that was in force for dt
-brings x to x* + (x - x*) exp(-dt / response_s). This is the delayed-plant part of a Smith predictor (O. J. M. Smith, 1957). It pays from about a control period of delay on; below,
-a policy may do better with the somewhat slower arm that it gets without. Only what deltas start from is foreseen; the
-policy, the ages and the safety layer see what was measured.
+brings x to x* + (x - x*) exp(-dt / response_s). This is the delayed-plant part of a Smith predictor (O. J. M. Smith, 1957).
+It pays from about a control period of delay on; below, a policy may do better with the somewhat slower arm. Only what
+deltas start from is foreseen; the policy, the ages and the safety layer see what was measured.
 """
 
 from __future__ import annotations

@@ -154,6 +154,7 @@ class RobotCard:
         thresholds: ages and times.
         home: joint positions to start from; None: where it is.
         ros2: topics; None for a robot without ROS 2.
+        calibrations: camera -> file of `robot-rl calibrate hand-eye` (deploy/calibration.load_hand_eye).
         notes: what a person should know, and what was never tried on hardware.
     """
 
@@ -173,6 +174,7 @@ class RobotCard:
     thresholds: Thresholds = field(default_factory=Thresholds)
     home: tuple[float, ...] | None = None
     ros2: Ros2Card | None = None
+    calibrations: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
 
     def __post_init__(self) -> None:
