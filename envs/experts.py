@@ -17,7 +17,8 @@ from robot_rl.errors import EnvError, closest
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
 
-from .expert_flaws import EpisodeFlaws, ExpertConfig, Slips, noise_stream
+from .expert_flaws import EpisodeFlaws, ExpertConfig
+from .expert_memory import ExpertMemory
 from .expert_rules import Command, Scene, pick, shove, stack
 
 __all__ = ["ExpertConfig", "ScriptedExpert"]
@@ -89,7 +90,7 @@ class ScriptedExpert:
         self.config = config
         self.spec = spec
         self._task = _find_task(config, spec)
-        self._forget(0)
+        self._memory = ExpertMemory(config)
 
     def act(
         self,
@@ -112,9 +113,9 @@ class ScriptedExpert:
             EnvError: when there is no state, its size is wrong, or an episode goes on that never began.
         """
         frame = self._newest_frame(observation)
-        self._begin(torch.as_tensor(episode_seeds).cpu().numpy(), torch.as_tensor(new_episode).cpu().numpy())
+        self._memory.begin(torch.as_tensor(episode_seeds).cpu().numpy(), torch.as_tensor(new_episode).cpu().numpy())
         scene = self._scene(frame.cpu().numpy().astype(np.float64))
-        command = self._task.rule(scene, self._flaws)
+        command = self._task.rule(scene, self._memory.flaws)
         if self._task.grasps:
             command = self._slip(scene, command)
         action = np.concatenate(
@@ -134,32 +135,6 @@ class ScriptedExpert:
             )
         return torch.as_tensor(state)[:, -1].detach()
 
-    def _forget(self, num_envs: int) -> None:
-        """Empty memory for N envs."""
-        self._episodes = np.full(num_envs, -1, dtype=np.int64)
-        self._flaws = EpisodeFlaws.none(num_envs)
-        self._slips = Slips(self._flaws)
-        self._noise = [noise_stream(self.config, 0) for _ in range(num_envs)]
-
-    def _begin(self, seeds: Int64[Array, " N"], new_episode: Bool[Array, " N"]) -> None:
-        """Draw the flaws of every episode that begins."""
-        if len(self._episodes) != len(seeds):
-            self._forget(len(seeds))
-        for row in np.flatnonzero(new_episode & (seeds >= 0)).tolist():
-            self._episodes[row] = seeds[row]
-            self._flaws.draw(row, self.config, int(seeds[row]))
-            self._noise[row] = noise_stream(self.config, int(seeds[row]))
-            self._slips.begin(row)
-        strange = np.flatnonzero((seeds >= 0) & (seeds != self._episodes))
-        if strange.size:
-            row = int(strange[0])
-            raise EnvError(
-                f"scripted expert, env {row}",
-                expected="new_episode at the first decision of an episode",
-                got=f"episode {seeds[row]} without it (last known episode: {self._episodes[row]})",
-                hint="Set new_episode wherever an episode begins, and for all envs when their number changes.",
-            )
-
     def _scene(self, state: Float64[Array, "N S"]) -> Scene:
         slices = self._task.slices
         return Scene(
@@ -172,7 +147,7 @@ class ScriptedExpert:
 
     def _slip(self, scene: Scene, command: Command) -> Command:
         """The command with the mistakes of the episode; meanwhile the arm rests."""
-        shut, opened = self._slips.step(
+        shut, opened = self._memory.slips.step(
             above=scene.tcp - scene.cube, to_goal=scene.goal - scene.cube, holding=command.holding
         )
         displacement = np.where((shut | opened)[:, None], 0.0, command.displacement)
@@ -180,16 +155,14 @@ class ScriptedExpert:
 
     def _arm(self, scene: Scene, displacement: Float64[Array, "N 3"]) -> Float64[Array, "N 3"]:
         """Position actions from a displacement: proportional, limited in speed, noisy, inside [-1, 1]."""
-        speed = self._flaws.speed[:, None]
+        speed = self._memory.flaws.speed[:, None]
         wanted = displacement * (GAIN / METRES_PER_ACTION) * speed
         fastest = np.abs(wanted).max(axis=1, keepdims=True)
         radius = np.sqrt((scene.tcp[:, :1] - BASE_X_M) ** 2 + scene.tcp[:, 1:2] ** 2)
         far = np.clip((radius - FAR_M[0]) / (FAR_M[1] - FAR_M[0]), 0.0, 1.0)
         top = speed * (TOP_SPEED - (TOP_SPEED - FAR_SPEED) * far)
         limited = wanted * np.minimum(1.0, top / np.maximum(fastest, 1e-9))
-        if self.config.action_noise > 0.0:
-            limited += self.config.action_noise * np.stack([rng.standard_normal(3) for rng in self._noise])
-        return np.clip(limited, -1.0, 1.0)
+        return np.clip(limited + self._memory.noise(), -1.0, 1.0)
 
 
 def _find_task(config: ExpertConfig, spec: EnvSpec) -> Task:

@@ -19,12 +19,12 @@ import sys
 import time
 import weakref
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from robot_rl.arrays import Array, UInt8
+from robot_rl.types import CameraFrame, CameraStatus
 
 from .camera_process import GRACE_S, STATUS_BYTES, STATUS_SLOTS
 from .camera_ring import SharedRing
@@ -35,89 +35,6 @@ from .uvc_camera import UvcConfig
 
 POLL_S = 0.005
 KILLED_WITHIN_S = 2.0
-
-
-@dataclass(frozen=True)
-class CameraFrame:
-    """One picture.
-
-    Attributes:
-        image: uint8 (H, W, 3), RGB, read-only; a copy of the reader's own, it never changes.
-        stamp_s: capture, CLOCK_MONOTONIC seconds (time.monotonic()).
-        sequence: 1, 2, ... since `connect`; the same number is the same frame.
-    """
-
-    image: UInt8[Array, "H W 3"]
-    stamp_s: float
-    sequence: int
-
-
-@dataclass(frozen=True)
-class CameraStatus:
-    """How a camera does.
-
-    Attributes:
-        name: of the camera.
-        state: closed, starting, streaming, frozen (streaming, but no new picture for `frozen_after_s`), disconnected
-            (the device is looked for) or failed (its process has ended; `read` raises).
-        age_s: since the capture of the newest frame; infinite before the first.
-        frames: new pictures so far.
-        dropped: lost on the way, by the device's count or by gaps between stamps.
-        repeats: pictures equal to the one before, bit for bit; `repeats_in_row` up to now without a new one.
-        wrong_shapes: pictures of another size.
-        reconnects: times the device was lost and came back.
-        rate_hz: of the last 30 intervals; 0 before.
-        stamps: "driver" (the driver's capture times) or "arrival" (it has none that can be used).
-        problems: one text for each thing that is wrong now.
-    """
-
-    name: str
-    state: str
-    age_s: float = float("inf")
-    frames: int = 0
-    dropped: int = 0
-    repeats: int = 0
-    repeats_in_row: int = 0
-    wrong_shapes: int = 0
-    reconnects: int = 0
-    rate_hz: float = 0.0
-    stamps: str = ""
-    problems: tuple[str, ...] = ()
-
-
-@runtime_checkable
-class Camera(Protocol):
-    """A camera. Used by one thread."""
-
-    @property
-    def name(self) -> str:
-        """As in the key image/<name>."""
-        ...
-
-    def connect(self) -> None:
-        """Start, wait for frames, check shape and rate; after a failure it may be called again.
-
-        Raises:
-            CameraError: the named device is missing, silent, or not as configured.
-        """
-        ...
-
-    def read(self) -> CameraFrame:
-        """The newest frame, at once; the same one again when there is no newer. Its stamp tells its age.
-
-        Raises:
-            CameraError: not connected, or the camera has failed for good. A lost or frozen camera is no error
-                here: its last frame gets older, and who uses frames judges their age.
-        """
-        ...
-
-    def status(self) -> CameraStatus:
-        """Counters and problems; never raises, never waits."""
-        ...
-
-    def close(self) -> None:
-        """End the process and free the memory; also twice."""
-        ...
 
 
 class ProcessCamera:

@@ -12,7 +12,7 @@ from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.deploy.robot_card import RobotCard
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
-from robot_rl.types import ActionChunk, Goal, Observation, Reading, StepResult
+from robot_rl.types import ActionChunk, CameraFrame, CameraStatus, Goal, Observation, Reading, StepResult
 
 
 @runtime_checkable
@@ -149,6 +149,41 @@ class Robot(Protocol):
 
     def close(self) -> None:
         """Hold, then close the connection."""
+        ...
+
+
+@runtime_checkable
+class Camera(Protocol):
+    """A camera. Used by one thread."""
+
+    @property
+    def name(self) -> str:
+        """As in the key image/<name>."""
+        ...
+
+    def connect(self) -> None:
+        """Start, wait for frames, check shape and rate; after a failure it may be called again.
+
+        Raises:
+            DeployError: the named device is missing, silent, or not as configured.
+        """
+        ...
+
+    def read(self) -> CameraFrame:
+        """The newest frame, at once; the same one again when there is no newer. Its stamp tells its age.
+
+        Raises:
+            DeployError: not connected, or the camera has failed for good. A lost or frozen camera is no error
+                here: its last frame gets older, and who uses frames judges their age.
+        """
+        ...
+
+    def status(self) -> CameraStatus:
+        """Counters and problems; never raises, never waits."""
+        ...
+
+    def close(self) -> None:
+        """End the process and free the memory; also twice."""
         ...
 
 

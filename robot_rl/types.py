@@ -256,3 +256,51 @@ class Goal:
     twist: Float64[Array, "6"] | None = None
     velocity: Float64[Array, " J"] | None = None
     gripper: float | None = None
+
+
+@dataclass(frozen=True)
+class CameraFrame:
+    """One picture.
+
+    Attributes:
+        image: uint8 (H, W, 3), RGB, read-only; a copy of the reader's own, it never changes.
+        stamp_s: capture, CLOCK_MONOTONIC seconds (time.monotonic()).
+        sequence: 1, 2, ... since `connect`; the same number is the same frame.
+    """
+
+    image: UInt8[Array, "H W 3"]
+    stamp_s: float
+    sequence: int
+
+
+@dataclass(frozen=True)
+class CameraStatus:
+    """How a camera does.
+
+    Attributes:
+        name: of the camera.
+        state: closed, starting, streaming, frozen (streaming, but no new picture for `frozen_after_s`), disconnected
+            (the device is looked for) or failed (its process has ended; `read` raises).
+        age_s: since the capture of the newest frame; infinite before the first.
+        frames: new pictures so far.
+        dropped: lost on the way, by the device's count or by gaps between stamps.
+        repeats: pictures equal to the one before, bit for bit; `repeats_in_row` up to now without a new one.
+        wrong_shapes: pictures of another size.
+        reconnects: times the device was lost and came back.
+        rate_hz: of the last 30 intervals; 0 before.
+        stamps: "driver" (the driver's capture times) or "arrival" (it has none that can be used).
+        problems: one text for each thing that is wrong now.
+    """
+
+    name: str
+    state: str
+    age_s: float = float("inf")
+    frames: int = 0
+    dropped: int = 0
+    repeats: int = 0
+    repeats_in_row: int = 0
+    wrong_shapes: int = 0
+    reconnects: int = 0
+    rate_hz: float = 0.0
+    stamps: str = ""
+    problems: tuple[str, ...] = ()

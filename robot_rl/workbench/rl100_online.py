@@ -22,7 +22,7 @@ from robot_rl.algorithms.throughput import longest_run
 from robot_rl.errors import RunError
 from robot_rl.runs.directory import read_json, write_json
 from robot_rl.runs.provenance import cpu_model, gpu_names
-from robot_rl.workbench.rl100 import finished_stage
+from robot_rl.workbench.rl100 import env_words, finished_stage
 
 POLICIES = ("offline", "online", "one step, ONNX")
 
@@ -75,7 +75,7 @@ def _policies(asked: argparse.Namespace, place: Path, seed: int) -> dict[str, Pa
             str(place / "offline"), expected="a finished offline run", got="none",
             hint=f"Run first: robot-rl rl100 --env {asked.env} --seeds {seed} --folder {asked.folder}",
         )  # fmt: skip
-    env, demos = [f"env={asked.env}", "env.fast_cpu=true", f"seed={seed}"], place / "demos.zarr"
+    env, demos = [*env_words(asked.env), f"seed={seed}"], place / "demos.zarr"
     online = finished_stage(
         place / "online", "online", *env, f"policy={finished[0]}", f"max_env_steps={asked.env_steps}",
         f"demonstrations=['{demos}','{place / 'rollouts.zarr'}']",
@@ -97,8 +97,8 @@ def _evaluated(asked: argparse.Namespace, place: Path, seed: int, runs: Mapping[
     }  # fmt: skip
     for name, (policy, how) in played.items():
         run = finished_stage(
-            place / f"fresh_{name.replace(', ', '_').replace(' ', '_')}", "evaluate", f"env={asked.env}",
-            "env.fast_cpu=true", f"policy={policy}", how, f"num_episodes={asked.episodes}",
+            place / f"fresh_{name.replace(', ', '_').replace(' ', '_')}", "evaluate", *env_words(asked.env),
+            f"policy={policy}", how, f"num_episodes={asked.episodes}",
             f"first_seed={asked.first_seed}", f"seed={seed}",
         )  # fmt: skip
         lines = [json.loads(line) for line in (run / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]

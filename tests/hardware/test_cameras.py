@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robot_rl.contracts import Camera
 from robot_rl.errors import ConfigError
 from robot_rl.hardware.camera_sources import CameraConfig, CameraError
-from robot_rl.hardware.cameras import Camera, CameraFrame, ProcessCamera, fake_camera
+from robot_rl.hardware.cameras import ProcessCamera, fake_camera
 from robot_rl.hardware.fake_camera import FakeConfig, FakeSource
+from robot_rl.types import CameraFrame
 
 PATIENCE_S = 20.0
 

@@ -142,6 +142,17 @@ def pose_of(message: Any) -> np.ndarray:
     return np.array([p.x, p.y, p.z, q.w, q.x, q.y, q.z])
 
 
+def captured_after(listener: Listener, time_s: float) -> Any:
+    """A pose of then or later; those of before a reset are still under way."""
+
+    def is_new() -> bool:
+        stamp = listener.newest["current_pose"].header.stamp
+        return stamp.sec + 1e-9 * stamp.nanosec >= time_s
+
+    until(is_new, what="a new pose")
+    return listener.newest["current_pose"]
+
+
 def send(listener: Listener, pose: np.ndarray, *, frame: str = "panda_link0", opening: float = 0.04) -> None:
     from geometry_msgs.msg import PoseStamped
     from std_msgs.msg import Float64MultiArray
@@ -198,7 +209,7 @@ def test_arm_follows_commands_and_holds_when_they_end(scene: Ros2Scene, listener
     scene.reset(SEED)
     assert scene.episode().steps == 0
     time_out = time.monotonic() + WAIT_S
-    start = pose_of(listener.next("current_pose"))
+    start = pose_of(captured_after(listener, time.time()))
     target = start + np.array([0.0, 0.08, 0.05, 0, 0, 0, 0])
     while np.abs(pose_of(listener.next("current_pose"))[:3] - target[:3]).max() > 0.01:
         send(listener, target, opening=0.0)
@@ -212,7 +223,7 @@ def test_arm_follows_commands_and_holds_when_they_end(scene: Ros2Scene, listener
 
 def test_command_of_another_frame_or_nan_is_not_followed(scene: Ros2Scene, listener: Listener) -> None:
     scene.reset(SEED)
-    start = pose_of(listener.next("current_pose"))
+    start = pose_of(captured_after(listener, time.time()))
     for _ in range(10):
         send(listener, start + np.array([0, 0.3, 0, 0, 0, 0, 0]), frame="world")
         send(listener, np.full(7, np.nan), opening=float("nan"))
