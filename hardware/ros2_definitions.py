@@ -15,8 +15,7 @@ from pathlib import Path
 from robot_rl.errors import DeployError
 
 _PLAIN = frozenset(
-    ("bool", "byte", "char", "string", "wstring", "float32", "float64")
-    + tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+    "bool byte char string wstring float32 float64 int8 uint8 int16 uint16 int32 uint32 int64 uint64".split()  # noqa: SIM905
 )
 _FIELD = re.compile(r"^\s*([A-Za-z][\w/]*)(<=\d+)?(\[[^\]]*\])?\s+[A-Za-z]\w*")
 

@@ -76,7 +76,7 @@ class OnnxPolicy:
                 hint="Export the policy with `robot-rl export`; other ONNX files lack the spec and the noise rule.",
             )  # fmt: skip
         self.metadata: dict[str, Any] = {key: json.loads(value) for key, value in meta.items() if key != "format"}
-        self.spec = EnvSpec.from_json(self.metadata["spec"])
+        self.spec = EnvSpec.from_json(self.metadata["spec"], where=f"{self.path}, spec")
         plain = self.metadata["config"]
         self.config = OnnxPolicyConfig(**plain | {"observation_keys": tuple(plain["observation_keys"])})
         self.sampling: str = self.metadata["sampling"]

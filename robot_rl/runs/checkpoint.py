@@ -192,7 +192,7 @@ def load_policy(path: str | os.PathLike[str], *, device: str | torch.device = "c
         )  # fmt: skip
     document = checkpoint.documents["policy"]
     try:
-        spec = EnvSpec.from_json(checkpoint.documents["spec"])
+        spec = EnvSpec.from_json(checkpoint.documents["spec"], where=f"{checkpoint.path}/spec.json")
         node = {"_target_": document["_target_"], **document["config"]}
         target, config = validate_component(node, where=f"{checkpoint.path}/policy.json")
         policy = target(config, spec=spec, normalizer=Normalizer.from_json(checkpoint.documents["normalizer"]))

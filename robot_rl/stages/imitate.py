@@ -31,6 +31,7 @@ from torch import nn
 
 from robot_rl.contracts import check_is_diffusion
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
+from robot_rl.data.quality_gate import require_trainable
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler, split_by_episode
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
@@ -62,6 +63,8 @@ class ImitateConfig:
         rollout_episodes: episodes of each periodic roll-out (at every checkpoint); 0 for none.
         rollout_first_seed: development seeds; never those of the final evaluation.
         num_envs: of the roll-outs.
+        ignore_checks: checks of `robot-rl data check` whose errors shall not keep the training from starting; what they
+            found is in the run's provenance.json.
         seed, run_root, resume: as in every stage.
     """
 
@@ -75,6 +78,7 @@ class ImitateConfig:
     rollout_episodes: int = 0
     rollout_first_seed: int = 50_000
     num_envs: int = 8
+    ignore_checks: list[str] = field(default_factory=list)
     seed: int = 0
     run_root: str = "runs"
     resume: str | None = None
@@ -92,7 +96,11 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     _target, policy_config = validate_component(node, where="policy")
     with EpisodeStore.open(config.dataset, mode="r") as store:
         spec, content = store.spec, store.content_hash()
+        if start is not None:
+            check_spec(start.spec, spec, where=config.init)
         episodes = _usable_episodes(store, config)
+        checked = require_trainable([config.dataset], episodes=episodes.tolist(), ignore=config.ignore_checks)
+        run.write_json("provenance.json", {**run.read_json("provenance.json"), "data_check": checked})
         first, second = split_by_episode(len(episodes), config.validation_fraction, config.seed)
         sampling = {
             "history": policy_config.history,
@@ -108,8 +116,6 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
             if start is None
             else start.normalizer
         )
-    if start is not None:
-        check_spec(start.spec, spec, where=config.init)
     env = None
     if config.rollout_episodes:
         env = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=policy_config.history)

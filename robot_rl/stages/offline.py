@@ -39,6 +39,7 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.ope import GateConfig, paired_estimate
 from robot_rl.algorithms.rewards import RewardConfig
 from robot_rl.contracts import check_is_diffusion
+from robot_rl.data.quality_gate import require_trainable
 from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import ConfigError
@@ -101,6 +102,8 @@ class OfflineConfig:
         imitation: of merged, success_only and awr.
         ppo: of ppo.
         sigma_min: noise floor of mode eta1 in RL, or null for the policy's own.
+        ignore_checks: checks of `robot-rl data check` whose errors in `datasets` shall not keep the training from starting;
+            what they found is in the run's provenance.json.
         device: of everything.
         threads: of torch on the CPU.
         seed, run_root, resume: as in every stage.
@@ -127,6 +130,7 @@ class OfflineConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     ppo: PpoProposalConfig = field(default_factory=PpoProposalConfig)
     sigma_min: float | None = None
+    ignore_checks: list[str] = field(default_factory=list)
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
@@ -150,6 +154,8 @@ def run(config: OfflineConfig, run: RunDirectory) -> dict[str, Any]:
     policy, spec, saved = load_policy(Path(config.policy), device=str(device))
     check_is_diffusion(policy, config.policy, hint="Improve the head's teacher, then distil again.")
     incumbent = policy.eval().with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)
+    checked = require_trainable(config.datasets, ignore=config.ignore_checks)
+    run.write_json("provenance.json", {**run.read_json("provenance.json"), "data_check": checked})
     stores, records = list(config.datasets), list[dict[str, Any]]()
     (run.path / "ope").mkdir(exist_ok=True)
     (run.path / "ope" / "decisions.jsonl").write_text("", encoding="utf-8")
