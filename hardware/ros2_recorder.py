@@ -25,13 +25,7 @@ from robot_rl.errors import DeployError, RobotRlError
 
 from .raw_log import RawLog
 from .ros2_definitions import definition
-
-PACKAGES = {
-    "JointState": "sensor_msgs", "Image": "sensor_msgs", "CompressedImage": "sensor_msgs", "CameraInfo": "sensor_msgs",
-    "PointCloud2": "sensor_msgs", "PoseStamped": "geometry_msgs", "WrenchStamped": "geometry_msgs",
-    "TwistStamped": "geometry_msgs", "JointTrajectory": "trajectory_msgs", "Float64MultiArray": "std_msgs",
-    "Float64": "std_msgs", "Bool": "std_msgs", "String": "std_msgs",
-}  # fmt: skip
+from .ros2_link import message_type
 
 
 class Recorder:
@@ -43,7 +37,8 @@ class Recorder:
         folder: for episode_<number>.mcap; numbering goes on where it ended.
 
     Raises:
-        DeployError: a card without topics, or a message type that is not known.
+        DeployError: a card without topics.
+        ConfigError: a message type that is not known.
     """
 
     def __init__(self, node: Node, card: RobotCard, folder: Path) -> None:
@@ -57,8 +52,8 @@ class Recorder:
         self._began_s = 0.0
         self._topics: dict[str, str] = {}
         self._counts: dict[str, int] = {}
-        for name, topic in [*card.ros2.inputs.items(), *card.ros2.outputs.items()]:
-            self._subscribe(name, topic, card.ros2.namespace)
+        for topic in [*card.ros2.inputs.values(), *card.ros2.outputs.values()]:
+            self._subscribe(topic, card.ros2.namespace)
         for name, kind, call in (
             ("start_episode", Trigger, self.start), ("stop_episode", Trigger, self.stop),
             ("discard_episode", Trigger, self.discard), ("mark_success", SetBool, self.mark),
@@ -66,16 +61,11 @@ class Recorder:
             node.create_service(kind, f"~/{name}", call)
         self._say(f"ready: {len(self._topics)} topics of {card.name} into {folder}")
 
-    def _subscribe(self, name: str, card: TopicCard, namespace: str) -> None:
-        package = PACKAGES.get(card.type)
-        if package is None:
-            raise DeployError(
-                f"topic {card.topic!r}", expected=f"one of {sorted(PACKAGES)}", got=card.type, hint="Correct the card."
-            )
+    def _subscribe(self, card: TopicCard, namespace: str) -> None:
+        kind = message_type(card.type)
         topic = card.topic if card.topic.startswith("/") or not namespace else f"/{namespace.strip('/')}/{card.topic}"
         full = self._node.resolve_topic_name(topic)
-        kind = getattr(__import__(f"{package}.msg", fromlist=[card.type]), card.type)
-        self._topics[full], self._counts[full] = f"{package}/msg/{card.type}", 0
+        self._topics[full], self._counts[full] = f"{kind.__module__.split('.')[0]}/msg/{card.type}", 0
         # Best effort matches publishers of either kind; durability and depth as the card has them.
         durability = DurabilityPolicy.VOLATILE if card.durability == "volatile" else DurabilityPolicy.TRANSIENT_LOCAL
         qos = QoSProfile(
