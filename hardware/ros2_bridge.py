@@ -217,13 +217,13 @@ class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
 
     def _start_episode(self) -> str:
         station = self._require(active=True)
-        if self._is_running:
-            raise DeployError("episode", expected="none", got="one that runs", hint="Stop it first.")
         if station.loop.latched:
             raise DeployError(
                 "episode", expected="a robot that may move", got=f"stopped: {names_of(station.loop.latched)}",
                 hint="Look at the robot, then call ~/release.",
             )  # fmt: skip
+        if self._is_running:
+            raise DeployError("episode", expected="none", got="one that runs", hint="Stop it first.")
         seed = int(self._value("first_seed")) + self._episodes
         self._episodes += 1
         self._thread = threading.Thread(target=self._run, args=(station, seed), name="control loop")

@@ -82,11 +82,17 @@ class ControlLoop:
                 self._policy, info, timing, streams=tuple(self._ages.thresholds_s), clock=self.parts.clock, latch=self._latch
             )  # fmt: skip
             self._fresh_safety(keep=False)
+            self._warm_up(info.spec.action.size)
         except BaseException:
             self.close()
             raise
         if self.parts.heart is None:
             log.warning("no watchdog: when this process dies, nobody stops robot %s", card.name)
+
+    def _warm_up(self, action_size: int) -> None:
+        """Whatever is imported at its first use is so before a slot: scipy took 0.4 s of one on a busy machine."""
+        target = self._targets.read(np.ones(action_size, np.float32), reading=self._reading, sent=None)
+        self._make_safety(self._robot.card, self._reading).judge(target.goal, self._period_s, self._reading)
 
     def run_episode(
         self, *, seed: int = 0, max_steps: int | None = None, reset: Callable[[], None] | None = None

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robot_rl.errors import ConfigError, PolicyError, RunError, closest
+from robot_rl.errors import ConfigError, DataError, PolicyError, RunError, closest
 from robot_rl.runs.config import validate_component
 from robot_rl.runs.directory import read_json, sync_folder, write_json, write_synced
 from robot_rl.specs import EnvSpec
@@ -197,7 +197,7 @@ def load_policy(path: str | os.PathLike[str], *, device: str | torch.device = "c
         target, config = validate_component(node, where=f"{checkpoint.path}/policy.json")
         policy = target(config, spec=spec, normalizer=Normalizer.from_json(checkpoint.documents["normalizer"]))
         policy.load_state_dict(checkpoint.tensors["policy"], strict=True)
-    except (ConfigError, RuntimeError, KeyError, TypeError) as error:
+    except (ConfigError, DataError, RuntimeError, KeyError, TypeError) as error:
         raise PolicyError(
             str(checkpoint.path), expected="a policy that this version of the code can build",
             got=f"{type(error).__name__}: {error}",

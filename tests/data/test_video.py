@@ -331,7 +331,7 @@ DAMAGE = {
     "zeros": (lambda p: edit(p / WRIST, lambda b: bytes(len(b))), r"episode 2, camera 'wrist'.*cut off or no video"),
     "another word": (
         lambda p: edit(p / ".zattrs", lambda b: b.replace(b'"storage": "video', b'"storage": "avi')),
-        r"images.*Valid: arrays, video, video_lossless",
+        r"images: expected storage arrays, video, video_lossless, got .*avi",
     ),
     "no images": (
         lambda p: edit(p / ".zattrs", lambda b: b.replace(b'"images"', b'"imagos"')),

@@ -214,7 +214,8 @@ def test_forked_child_that_ends_leaves_the_camera_alone(opened: Callable[..., Pr
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background of a shell inherits SIG_IGN
 from robot_rl.hardware.cameras import fake_camera
 from robot_rl.hardware.fake_camera import FakeConfig
 cameras = [fake_camera(FakeConfig(name=f"{sys.argv[2]}-{i}", width=64, height=48, warmup_frames=2, rate_tolerance=10.0,

@@ -369,7 +369,8 @@ def test_stop_and_close_are_safe_at_any_time(arm_domain: int, arm: FakeArm) -> N
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background of a shell inherits SIG_IGN
 from dataclasses import replace
 import numpy as np
 from robot_rl.deploy.robot_card import load_robot_card

@@ -337,7 +337,7 @@ def test_load_policy(tmp_path: Path) -> None:
         ({"policy": {"_target_": "tiny_policies.TinyPolcy", "config": {}}}, "TinyPolcy"),
         ({"policy": {"config": {}}}, "_target_"),
         ({"normalizer": None, "spec": None}, "no normalizer, spec in it"),
-        ({"spec": {}}, "KeyError"),
+        ({"spec": {}}, "DataError: .*all fields of EnvSpec"),
     ],
 )
 def test_load_policy_refuses_what_does_not_fit(tmp_path: Path, changes: dict[str, Any], says: str) -> None:

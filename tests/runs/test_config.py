@@ -163,7 +163,7 @@ def test_interpolation_of_another_key(folder: Path) -> None:
         ("optimizer.sizes=[1,x]", "own.optimizer.sizes[1]", "expected int, got 'x'"),
         ("optimizer=3", "own.optimizer", "expected Optimizer"),
         ("name=12", "own.name", "Quote it"),
-        ("env=smal", "own: group 'env'", "Did you mean 'small'? Valid: bowling, large, pick_cube"),
+        ("env=smal", "own: group 'env'", "Did you mean 'small'? Valid: bowling, large, peg_insertion, pick_cube"),
         ("experiment=bog", "own: group 'experiment'", "Valid: big"),
         ("env._target_=house_plugin.make_bx", "own.env._target_", "Did you mean 'make_box'"),
         ("env._target_=house_plugn.make_box", "own.env._target_", "There is no module 'house_plugn'"),
