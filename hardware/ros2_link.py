@@ -219,7 +219,7 @@ class Ros2Link:
         """Seconds of the node's clock, for stamps."""
         return float(self.node.get_clock().now().nanoseconds) * 1e-9
 
-    def close(self, *, flush: tuple[Any, ...] = (), flush_s: float = 0.2) -> None:
+    def close(self, *, flush: tuple[Any, ...] = (), flush_s: float = 1.0) -> None:
         """Let publishers finish, then end; also twice.
 
         Args:

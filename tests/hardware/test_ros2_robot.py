@@ -383,7 +383,7 @@ try:
     robot.connect()
     while True:
         robot.command(Goal(position=np.full(7, 0.25)))
-        time.sleep(0.01)
+        time.sleep(0.1)  # so few that a busy arm keeps up
 except KeyboardInterrupt:
     pass
 finally:
