@@ -157,6 +157,16 @@ def test_a_pose_in_another_frame_is_refused(robot: Ros2Robot, arm: FakeArm) -> N
         assert "expected 'panda_link0', got 'world'" in refused(CARD, robot.config.domain_id or 0)
     finally:
         arm.set(frame="")
+    until(lambda: reads(robot), what="the right frame again")
+
+
+def reads(robot: Ros2Robot) -> bool:
+    """Whether the newest messages can be read."""
+    try:
+        robot.read()
+    except DeployError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("jump_s", [-10.0, 10.0, -3600.0])
