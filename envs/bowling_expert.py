@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from robot_rl.arrays import Array, Bool, Float64, Int64
-from robot_rl.errors import ConfigError, EnvError
+from robot_rl.errors import ConfigError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
 
 from .bowling import ENV_ID
+from .expert_memory import require_known, require_task
 
 CONTROL_MODE = "pd_ee_delta_pos"
 STATE_SIZE = 61
@@ -164,15 +165,7 @@ class BowlingExpert:
 
     def __init__(self, config: BowlingExpertConfig, spec: EnvSpec) -> None:
         config.validate()
-        mode = spec.action_semantics.control_mode
-        shape = spec.observation["state"].shape if "state" in spec.observation else None
-        if spec.env_id != ENV_ID or mode != CONTROL_MODE or shape != (STATE_SIZE,):
-            raise EnvError(
-                f"bowling expert for {spec.env_id}",
-                expected=f"{ENV_ID} with {CONTROL_MODE} and a state of {STATE_SIZE} numbers",
-                got=f"{spec.env_id} with {mode} and state {shape}",
-                hint="Use env=bowling with its own obs_mode and control_mode.",
-            )
+        require_task(spec, env_id=ENV_ID, control_mode=CONTROL_MODE, state_size=STATE_SIZE, name="bowling")
         self.config = config
         self._forget(0)
 
@@ -224,15 +217,7 @@ class BowlingExpert:
             self._forget(len(seeds))
         for row in np.flatnonzero(new_episode & (seeds >= 0)).tolist():
             self._draw(row, int(seeds[row]))
-        strange = np.flatnonzero((seeds >= 0) & (seeds != self._episodes))
-        if strange.size:
-            row = int(strange[0])
-            raise EnvError(
-                f"bowling expert, env {row}",
-                expected="new_episode at the first decision of an episode",
-                got=f"episode {seeds[row]} without it (last known episode: {self._episodes[row]})",
-                hint="Set new_episode wherever an episode begins, and for all envs when their number changes.",
-            )
+        require_known(seeds, self._episodes, who="bowling expert")
 
     def _draw(self, row: int, seed: int) -> None:
         """Every number is drawn whether it is used or not: raising one flaw leaves the others' draws as they were."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from robot_rl.arrays import Array, Bool, Float64, Int64
 from robot_rl.errors import EnvError
+from robot_rl.specs import EnvSpec
 
 from .expert_flaws import EpisodeFlaws, ExpertConfig, Slips, noise_stream
 
@@ -42,15 +43,7 @@ class ExpertMemory:
             self.flaws.draw(row, self._config, int(seeds[row]))
             self._noise[row] = noise_stream(self._config, int(seeds[row]))
             self.slips.begin(row)
-        strange = np.flatnonzero((seeds >= 0) & (seeds != self._episodes))
-        if strange.size:
-            row = int(strange[0])
-            raise EnvError(
-                f"scripted expert, env {row}",
-                expected="new_episode at the first decision of an episode",
-                got=f"episode {seeds[row]} without it (last known episode: {self._episodes[row]})",
-                hint="Set new_episode wherever an episode begins, and for all envs when their number changes.",
-            )
+        require_known(seeds, self._episodes, who="scripted expert")
 
     def noise(self) -> Float64[Array, "N 3"]:
         """The next noise of the three position actions, in action units."""
@@ -64,3 +57,47 @@ class ExpertMemory:
         self.flaws = EpisodeFlaws.none(num_envs)
         self.slips = Slips(self.flaws)
         self._noise = [noise_stream(self._config, 0) for _ in range(num_envs)]
+
+
+def require_known(seeds: Int64[Array, " N"], known: Int64[Array, " N"], *, who: str) -> None:
+    """Refuse an episode that goes on and never began.
+
+    Args:
+        seeds: of the episodes that are played, -1 for an idle env.
+        known: of those whose beginning was seen.
+        who: the expert, for the error.
+
+    Raises:
+        EnvError: naming the env.
+    """
+    strange = np.flatnonzero((seeds >= 0) & (seeds != known))
+    if strange.size:
+        row = int(strange[0])
+        raise EnvError(
+            f"{who}, env {row}",
+            expected="new_episode at the first decision of an episode",
+            got=f"episode {seeds[row]} without it (last known episode: {known[row]})",
+            hint="Set new_episode wherever an episode begins, and for all envs when their number changes.",
+        )
+
+
+def require_task(spec: EnvSpec, *, env_id: str, control_mode: str, state_size: int, name: str) -> None:
+    """Refuse an environment that an expert does not know.
+
+    Args:
+        spec: of the environment.
+        env_id, control_mode, state_size: what the expert is for.
+        name: of its group choice of `env`.
+
+    Raises:
+        EnvError: for another task, control mode or observation.
+    """
+    mode = spec.action_semantics.control_mode
+    shape = spec.observation["state"].shape if "state" in spec.observation else None
+    if spec.env_id != env_id or mode != control_mode or shape != (state_size,):
+        raise EnvError(
+            f"{name.replace('_', ' ')} expert for {spec.env_id}",
+            expected=f"{env_id} with {control_mode} and a state of {state_size} numbers",
+            got=f"{spec.env_id} with {mode} and state {shape}",
+            hint=f"Use env={name} with its own obs_mode and control_mode.",
+        )

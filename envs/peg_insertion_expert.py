@@ -11,12 +11,11 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from robot_rl.arrays import Array, Bool, Float64, Int64
-from robot_rl.errors import EnvError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
 
 from .expert_flaws import ExpertConfig
-from .expert_memory import ExpertMemory
+from .expert_memory import ExpertMemory, require_task
 from .experts import METRES_PER_ACTION, TOP_SPEED
 from .peg_insertion_rule import Bench, Motion, insert_peg
 
@@ -48,15 +47,7 @@ class PegInsertionExpert:
 
     def __init__(self, config: ExpertConfig, spec: EnvSpec) -> None:
         config.validate()
-        mode = spec.action_semantics.control_mode
-        shape = spec.observation["state"].shape if "state" in spec.observation else None
-        if spec.env_id != ENV_ID or mode != CONTROL_MODE or shape != (STATE_SIZE,):
-            raise EnvError(
-                f"peg insertion expert for {spec.env_id}",
-                expected=f"{ENV_ID} with {CONTROL_MODE} and a state of {STATE_SIZE} numbers",
-                got=f"{spec.env_id} with {mode} and state {shape}",
-                hint="Use env=peg_insertion with its own obs_mode and control_mode.",
-            )
+        require_task(spec, env_id=ENV_ID, control_mode=CONTROL_MODE, state_size=STATE_SIZE, name="peg_insertion")
         self.config = config
         self._memory = ExpertMemory(config)
 

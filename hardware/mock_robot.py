@@ -174,7 +174,7 @@ class MockRobot:
             return goal
         if self._shared is not None and self._shared.stopped_by_other:
             position, pose, gripper = self._at(now_s)
-            is_pose = self.card.command in (CommandKind.pose, CommandKind.twist)
+            is_pose = not self.card.command.is_joint
             return Goal(pose=pose, gripper=gripper) if is_pose else Goal(position=position, gripper=gripper)
         self.commands.append((now_s, goal))
         if self._shared is not None:
@@ -261,9 +261,8 @@ class MockRobot:
 
     def _require_fits(self, goal: Goal) -> None:
         kind = self.card.command
-        is_joint = kind in (CommandKind.joint_position, CommandKind.joint_trajectory)
-        name = "position" if is_joint else kind.value
-        wanted = (len(self.card.joints),) if is_joint else (7,) if kind is CommandKind.pose else (6,)
+        name = "position" if kind.is_joint else kind.value
+        wanted = (len(self.card.joints),) if kind.is_joint else (7,) if kind is CommandKind.pose else (6,)
         value = getattr(goal, name)
         if value is None or value.shape != wanted or not np.isfinite(value).all():
             raise DeployError(
@@ -286,7 +285,7 @@ def mock_spec(card: RobotCard, config: MockRobotConfig) -> EnvSpec:
         observation["state"] = ArraySpec("state", (len(config.state),))
     for camera, shape in config.cameras.items():
         observation[f"image/{camera}"] = ArraySpec(f"image/{camera}", (*shape, 3), dtype="uint8")
-    is_joint = card.command in (CommandKind.joint_position, CommandKind.joint_trajectory)
+    is_joint = card.command.is_joint
     names, units, rotation = card.joints, ("rad",) * len(card.joints), "none"
     if card.command is CommandKind.pose:
         names, units, rotation = ("x", "y", "z", "qw", "qx", "qy", "qz"), ("m",) * 3 + ("1",) * 4, "quat_wxyz"

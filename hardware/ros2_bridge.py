@@ -125,16 +125,14 @@ class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
         source = PolicySource(
             onnx=str(self._value("policy")), provider=str(self._value("provider")), threads=int(self._value("threads"))
         )
-        card = self._card()
-        self._robot = Ros2Robot(
-            Ros2RobotConfig(node=f"{self.get_name()}_robot"), card=card, spec=load_policy(source).spec
-        )
+        card, spec = self._card(), load_policy(source).spec
+        self._robot = Ros2Robot(Ros2RobotConfig(node=f"{self.get_name()}_robot"), card=card, spec=spec)
         watched = {"card": str(self._value("robot")), "namespace": self._namespace}
         config = StationConfig(
             policy=source, log_folder=str(self._value("log_folder")),
             watchdog=_WATCHDOG if self._value("watchdog") else "", watchdog_config=watched,
         )  # fmt: skip
-        return Station(self._robot, config, observer=self._see)
+        return Station(self._robot, spec, config, observer=self._see)
 
     @property
     def _namespace(self) -> str:

@@ -42,7 +42,7 @@ def require_topics(card: RobotCard) -> None:
     if card.ros2 is None:
         raise ConfigError(f"robot {card.name!r}", expected="topics (ros2:)", got="none", hint="See sim_panda.yaml.")
     inputs, outputs, valid = card.ros2.inputs, card.ros2.outputs, TYPES[card.command]
-    needed = ["joints"] + ["pose"] * (card.command in (CommandKind.pose, CommandKind.twist))
+    needed = ["joints"] + ["pose"] * (not card.command.is_joint)
     needed += ["wrench"] * (card.force_n is not None or card.torque_nm is not None)
     for name in needed:
         if name not in inputs:

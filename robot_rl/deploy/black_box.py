@@ -85,7 +85,7 @@ class BlackBoxConfig:
 
 def columns_of(card: RobotCard, *, action_size: int) -> dict[str, tuple[int, int]]:
     """Name -> first and behind-last column of a row."""
-    is_joint = card.command in (CommandKind.joint_position, CommandKind.joint_trajectory)
+    is_joint = card.command.is_joint
     joints = len(card.joints)
     goal = joints if is_joint else 7 if card.command is CommandKind.pose else 6
     sizes = dict.fromkeys(_SINGLE, 1) | {
@@ -131,12 +131,9 @@ class BlackBox:
             memory.close_fd()
 
     def _wait_until_ready(self) -> None:
-        deadline_s = time.monotonic() + self.config.start_s
-        while time.monotonic() < deadline_s and self._child.exit_code is None:
-            message = self._child.receive(0.1)
-            if message is not None:
-                read_reply(message)
-                return
+        if (message := self._child.first_message(self.config.start_s)) is not None:
+            read_reply(message)
+            return
         raise DeployError(
             "black box", expected=f"its process within {self.config.start_s:g} s", got=f"exit code {self._child.exit_code}",
             hint="Its messages are above. To run without a black box, leave it out by name.",

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,14 @@ class Child:
             return (self._socket.recv(MOST_BYTES) or None) if ready else None
         except (OSError, ValueError):  # reset by a dead child, or closed here
             return None
+
+    def first_message(self, wait_s: float) -> bytes | None:
+        """Its first message, which says that it is ready; None when it ended or said nothing within `wait_s`."""
+        deadline_s = time.monotonic() + wait_s
+        while time.monotonic() < deadline_s and self.exit_code is None:
+            if (message := self.receive(0.1)) is not None:
+                return message
+        return None
 
     def close(self, *, grace_s: float = 2.0) -> None:
         """Ask it to end by closing the socket; kill it after `grace_s`. Also twice."""

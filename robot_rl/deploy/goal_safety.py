@@ -93,7 +93,7 @@ def safety_of(card: RobotCard, reading: Reading, hooks: SafetyHooks | None = Non
         DeployError: a start outside the limits.
     """
     hooks = hooks or SafetyHooks()
-    is_joint = card.command in (CommandKind.joint_position, CommandKind.joint_trajectory)
+    is_joint = card.command.is_joint
     return JointGoalSafety(card, reading, hooks) if is_joint else PoseGoalSafety(card, reading, hooks)
 
 

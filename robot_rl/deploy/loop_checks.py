@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from robot_rl.deploy.policy_words import PolicyInfo
-from robot_rl.deploy.robot_card import CommandKind, RobotCard
+from robot_rl.deploy.robot_card import RobotCard
 from robot_rl.errors import DeployError
 from robot_rl.specs import ActionSemantics, EnvSpec
 
@@ -29,7 +29,7 @@ def streams_of(keys: tuple[str, ...], card: RobotCard) -> tuple[str, ...]:
     """Streams whose age matters: what the policy sees, and what the safety layer measures."""
     names = {key for key in keys if key not in ("proprio", "instruction")}
     parts = {key.split("/")[0] for key in card.proprio} if "proprio" in keys else set()
-    is_joint = card.command in (CommandKind.joint_position, CommandKind.joint_trajectory)
+    is_joint = card.command.is_joint
     if is_joint or parts & {"position", "velocity"}:
         names.add("joints")
     if not is_joint or "pose" in parts:

@@ -27,6 +27,11 @@ class CommandKind(str, Enum):
     pose = "pose"
     twist = "twist"
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether it is of joints; else of the end effector."""
+        return self in (CommandKind.joint_position, CommandKind.joint_trajectory)
+
 
 @dataclass(frozen=True)
 class PoseLimits:
@@ -183,7 +188,7 @@ class RobotCard:
                 f"robot {self.name!r}, limits", expected=f"joints {self.joints}", got=str(self.limits.names),
                 hint="Both in one order.",
             )  # fmt: skip
-        if self.command in (CommandKind.pose, CommandKind.twist) and self.pose is None:
+        if not self.command.is_joint and self.pose is None:
             raise ConfigError(
                 f"robot {self.name!r}, pose", expected=f"limits of the end effector for command {self.command.value}",
                 got="none", hint="Limits are never left out; see configs/robot/sim_panda.yaml.",

@@ -14,7 +14,7 @@ from robot_rl.contracts import Robot
 from robot_rl.deploy.ahead import Ahead, AheadConfig
 from robot_rl.deploy.black_box import BlackBox, BlackBoxConfig, StepRecord
 from robot_rl.deploy.control_loop import ControlLoop
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy, load_policy
+from robot_rl.deploy.inference import PolicySource, ProcessPolicy
 from robot_rl.deploy.loop_parts import LoopConfig, LoopParts, Targets
 from robot_rl.deploy.targets import ActionReader
 from robot_rl.deploy.watchdog import Watchdog, WatchdogConfig
@@ -49,6 +49,7 @@ class Station:
 
     Args:
         robot: not connected yet.
+        spec: of the policy.
         config: see StationConfig.
         observer: see LoopParts.
 
@@ -57,13 +58,13 @@ class Station:
     """
 
     def __init__(
-        self, robot: Robot, config: StationConfig, *, observer: Callable[[StepRecord], None] | None = None
-    ) -> None:
-        self._robot, self._config = robot, config
+        self, robot: Robot, spec: EnvSpec, config: StationConfig, *,
+        observer: Callable[[StepRecord], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._robot, self._spec, self._config = robot, spec, config
         self._parts: list[Any] = []
         self.watchdog: Watchdog | None = None
         try:
-            self.spec: EnvSpec = load_policy(config.policy).spec
             self.loop = self._looped(observer)
             self._parts.append(self.loop)
             self.loop.bring_up()
@@ -72,7 +73,7 @@ class Station:
             raise
 
     def _looped(self, observer: Callable[[StepRecord], None] | None) -> ControlLoop:
-        config, card, spec = self._config, self._robot.card, self.spec
+        config, card, spec = self._config, self._robot.card, self._spec
         targets: Targets = ActionReader(spec, card)  # refuses what this robot can't be told
         targets = targets if config.ahead is None else Ahead(targets, config.ahead)
         box = None

@@ -245,8 +245,7 @@ class ActionReader:
             raise self._refused("frame", "joint, base or tool", repr(meaning.frame))
         if meaning.frame == "tool" and meaning.kind is ActionKind.absolute:
             raise self._refused("frame", "base for an absolute pose", "'tool'")
-        by_joints = command in (CommandKind.joint_position, CommandKind.joint_trajectory)
-        if self._is_joint != by_joints:
+        if self._is_joint != command.is_joint:
             raise self._refused("frame", f"one that fits the robot's command {command.value!r}", repr(meaning.frame))
         if self._is_twist and meaning.kind is ActionKind.absolute:
             raise self._refused("kind", "delta or velocity for the robot's command 'twist'", "'absolute'")

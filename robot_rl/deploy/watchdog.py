@@ -101,12 +101,9 @@ class Watchdog:
             self._memory.close_fd()
 
     def _wait_until_ready(self, start_s: float) -> None:
-        deadline_s = time.monotonic() + start_s
-        while time.monotonic() < deadline_s and self._child.exit_code is None:
-            message = self._child.receive(0.1)
-            if message is not None:
-                self.fifo = str(read_reply(message)["fifo"])
-                return
+        if (message := self._child.first_message(start_s)) is not None:
+            self.fifo = str(read_reply(message)["fifo"])
+            return
         raise DeployError(
             "watchdog", expected=f"its own connection to the robot within {start_s:g} s",
             got=f"exit code {self._child.exit_code}", hint="Its messages are above; the robot must not move without it.",

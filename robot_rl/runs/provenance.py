@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import datetime
+from datetime import date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -105,3 +105,9 @@ def gpu_names() -> list[str] | None:
         return None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [torch.cuda.get_device_name(i) for i in range(count)] or None
+
+
+def origin(command: str, *, seeds: str) -> dict[str, str]:
+    """Where figures are from, as `robot-rl results` wants it."""
+    machine = f"{cpu_model()}, {os.cpu_count()} cores, GPU: {', '.join(gpu_names() or []) or 'none'}"
+    return {"command": command, "seeds": seeds, "date": date.today().isoformat(), "machine": machine}

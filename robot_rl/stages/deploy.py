@@ -132,6 +132,7 @@ def run(config: DeployConfig, run: RunDirectory) -> dict[str, Any]:
         undo.callback(scene.close)
         station = Station(
             robot,
+            spec,
             _station_config(config, source, run),
             observer=lambda record: _watch(record, steps, scene, station.loop),
         )

@@ -21,6 +21,7 @@ from typing import Any
 from robot_rl.errors import ConfigError, RunError
 from robot_rl.runs.config import config_to_json, config_to_yaml, load_config, read_config
 from robot_rl.runs.directory import RunDirectory, write_json
+from robot_rl.runs.provenance import origin
 from robot_rl.runs.training import TrainConfig
 from robot_rl.stages import collect, evaluate, imitate
 from robot_rl.stages.collect import CollectConfig, Keep
@@ -29,7 +30,6 @@ from robot_rl.stages.imitate import ImitateConfig
 from robot_rl.workbench.compare import Options, compare
 from robot_rl.workbench.compare_page import as_text
 from robot_rl.workbench.evaluations import check_protocols, read_evaluation
-from robot_rl.workbench.judge_play import origin
 
 log = logging.getLogger(__name__)
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from robot_rl.errors import DataError
 from robot_rl.runs.directory import write_json
-from robot_rl.runs.provenance import cpu_model, gpu_names
+from robot_rl.runs.provenance import origin
 from robot_rl.workbench.columns import as_columns
 
 METRICS = ("online/success_once", "baseline/success_once_deterministic")
@@ -62,16 +60,13 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="JSON file")
     asked = parser.parse_args(list(words))
     levels = [float(word) for word in asked.levels.split(",")]
-    rows = table([read_curve(run) for run in asked.runs], levels)
+    curves = [read_curve(run) for run in asked.runs]
+    rows = table(curves, levels)
     print(as_columns([list(rows[0]), *([str(value) for value in row.values()] for row in rows)]))
     if asked.output is not None:
-        origin = {
-            "date": date.today().isoformat(),
-            "machine": f"{cpu_model()}, {os.cpu_count()} cores, GPU: {', '.join(gpu_names() or []) or 'none'}",
-            "command": f"robot-rl curves {' '.join(map(str, asked.runs))} --levels {asked.levels}",
-            "seeds": "training " + ", ".join(map(str, sorted({read_curve(run).seed for run in asked.runs}))),
-        }
-        write_json(asked.output, {"title": asked.title, "note": asked.note, **origin, "rows": rows})
+        seeds = "training " + ", ".join(map(str, sorted({curve.seed for curve in curves})))
+        facts = origin(f"robot-rl curves {' '.join(map(str, asked.runs))} --levels {asked.levels}", seeds=seeds)
+        write_json(asked.output, {"title": asked.title, "note": asked.note, **facts, "rows": rows})
     return 0
 
 

@@ -22,9 +22,10 @@ import torch
 
 from robot_rl.errors import ConfigError
 from robot_rl.runs.directory import write_json
+from robot_rl.runs.provenance import origin
 from robot_rl.workbench import judge_calibrate, judge_sabotage
 from robot_rl.workbench.judge_breaks import SABOTAGES
-from robot_rl.workbench.judge_play import environment, origin
+from robot_rl.workbench.judge_play import environment
 
 
 def main(words: Sequence[str]) -> int:

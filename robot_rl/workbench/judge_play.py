@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from datetime import date
 from typing import Any
 
 from robot_rl.algorithms.comparison import count_pairs, mcnemar_p, paired_interval
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.rollout import PolicyActor, rollout
 from robot_rl.runs.config import build, load_config
-from robot_rl.runs.provenance import cpu_model, gpu_names
 from robot_rl.stages.evaluate import EvaluateConfig, check_spec
 
 
@@ -59,9 +56,3 @@ def against(candidate: Sequence[bool], incumbent: Sequence[bool]) -> dict[str, A
         "low": interval.low, "high": interval.high, "p_value": mcnemar_p(pairs["only_a"], pairs["only_b"]),
         "is_worse": interval.high < 0, "is_better": interval.low > 0,
     }  # fmt: skip
-
-
-def origin(command: str, *, seeds: str) -> dict[str, str]:
-    """Where figures are from, as `robot-rl results` wants it."""
-    machine = f"{cpu_model()}, {os.cpu_count()} cores, GPU: {', '.join(gpu_names() or []) or 'none'}"
-    return {"command": command, "seeds": seeds, "date": date.today().isoformat(), "machine": machine}

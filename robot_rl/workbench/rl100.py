@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from robot_rl.algorithms.comparison import count_pairs, mcnemar_p
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.errors import ConfigError, RunError, closest
 from robot_rl.runs.directory import write_json
-from robot_rl.runs.provenance import cpu_model, gpu_names
+from robot_rl.runs.provenance import origin
 
 MODE = "eta1"
 METHODS = ("merged", "success_only", "awr")
@@ -69,7 +67,6 @@ def main(words: Sequence[str]) -> int:
             "rl100 --env", expected=f"a task with a flawed expert: {', '.join(FLAWS)}", got=asked.env,
             hint=closest(asked.env, FLAWS),
         )  # fmt: skip
-    machine = f"{cpu_model()}, {os.cpu_count()} cores, GPU: {', '.join(gpu_names() or []) or 'none'}"
     seeds, rows = [], []
     for seed in map(int, asked.seeds.split(",")):
         policies = _policies(asked, asked.folder / asked.env / f"s{seed}", seed)
@@ -77,11 +74,9 @@ def main(words: Sequence[str]) -> int:
         kept = json.loads((policies["offline"] / "summary.json").read_text(encoding="utf-8"))["accepted"]
         seeds.append({"seed": seed, **result, "kept_by_the_gate": kept})
         last = asked.first_seed + asked.episodes - 1
-        origin = {
-            "seeds": f"training {seed}; evaluation {asked.first_seed}-{last}", "date": date.today().isoformat(),
-            "machine": machine, "command": f"robot-rl rl100 {' '.join(words)}".strip(),
-        }  # fmt: skip
-        rows += [_row(seed, name, values) | origin for name, values in result.items()]
+        evaluated = f"training {seed}; evaluation {asked.first_seed}-{last}"
+        facts = origin(f"robot-rl rl100 {' '.join(words)}".strip(), seeds=evaluated)
+        rows += [_row(seed, name, values) | facts for name, values in result.items()]
     output = asked.output or Path(f"docs/results/rl100_{asked.env}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     title = f"Offline RL on {asked.env}: imitation, its controls and the gated stage (mode {MODE})"

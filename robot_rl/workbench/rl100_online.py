@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from robot_rl.algorithms.statistics import proportion
 from robot_rl.algorithms.throughput import longest_run
 from robot_rl.errors import RunError
 from robot_rl.runs.directory import read_json, write_json
-from robot_rl.runs.provenance import cpu_model, gpu_names
+from robot_rl.runs.provenance import origin
 from robot_rl.workbench.rl100 import env_words, finished_stage
 
 POLICIES = ("offline", "online", "one step, ONNX")
@@ -50,17 +48,14 @@ def main(words: Sequence[str]) -> int:
         runs = _policies(asked, place, seed)
         found[seed] = (_evaluated(asked, place, seed, runs), _cost(runs))
     last = asked.first_seed + asked.episodes - 1
-    origin = {
-        "seeds": f"training {asked.seeds}; evaluation {asked.first_seed}-{last}", "date": date.today().isoformat(),
-        "machine": f"{cpu_model()}, {os.cpu_count()} cores, GPU: {', '.join(gpu_names() or []) or 'none'}",
-        "command": f"robot-rl rl100_online {' '.join(words)}".strip(),
-    }  # fmt: skip
+    seeds = f"training {asked.seeds}; evaluation {asked.first_seed}-{last}"
+    facts = origin(f"robot-rl rl100_online {' '.join(words)}".strip(), seeds=seeds)
     output = asked.output or Path(f"docs/results/online_{asked.env}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     title = (
         f"Online RL on {asked.env}: from the offline policy to a one-step ONNX head (diffusion policies in mode mean)"
     )
-    write_json(output, {"title": title, "rows": [row | origin for row in table(found)]})
+    write_json(output, {"title": title, "rows": [row | facts for row in table(found)]})
     print(f"wrote {output}")
     return 0
 
