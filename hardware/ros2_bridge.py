@@ -13,7 +13,6 @@ The control loop runs in a thread of this process, the policy and the watchdog i
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
@@ -38,6 +37,7 @@ from robot_rl.errors import DeployError, RobotRlError
 
 from .ros2_diagnostics import Condition, diagnostics, names_of
 from .ros2_robot import Ros2Robot, Ros2RobotConfig
+from .ros2_signals import init_until_signal
 
 DIAGNOSTICS_HZ = 1.0
 _END_S = 10.0
@@ -292,20 +292,13 @@ class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the node until a signal comes; the robot holds before anything is torn down."""
-    rclpy.init(
-        args=None if words is None else list(words), signal_handler_options=rclpy.signals.SignalHandlerOptions.NO
-    )
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())  # also a second one: the way down is always the same
+    ended = init_until_signal(words)
     bridge = Bridge()
     executor = MultiThreadedExecutor(num_threads=3)
     executor.add_node(bridge)
     try:
         while not ended.is_set():
             executor.spin_once(timeout_sec=0.1)
-    except ExternalShutdownException:
-        pass
     finally:
         bridge._take_down()
         executor.shutdown(timeout_sec=2.0)

@@ -7,7 +7,6 @@ line): so nothing is resampled while the robot moves, and a wrong choice of rate
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import SetBool, Trigger
@@ -26,6 +24,7 @@ from robot_rl.errors import DeployError, RobotRlError
 from .raw_log import RawLog
 from .ros2_definitions import definition
 from .ros2_link import message_type
+from .ros2_signals import init_until_signal
 
 
 class Recorder:
@@ -153,7 +152,7 @@ class Recorder:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the node until a signal comes."""
-    rclpy.init(args=None if words is None else list(words))
+    ended = init_until_signal(words)
     node = rclpy.create_node("robot_rl_recorder")
     recorder: Recorder | None = None
     try:
@@ -167,14 +166,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 hint="-p robot:=NAME",
             )
         recorder = Recorder(node, load_robot_card(str(robot)), Path(str(folder)))
-        rclpy.spin(node)
+        while not ended.is_set():
+            rclpy.spin_once(node, timeout_sec=0.1)
     except RobotRlError as error:
         node.get_logger().fatal(str(error))
         return error.exit_code
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one while the file is finished
         if recorder is not None:
             recorder.close()
         node.destroy_node()

@@ -34,6 +34,7 @@ from robot_rl.errors import ConfigError, DeployError, RobotRlError
 from .delay_line import Channel, Delay, DelayLine
 from .ros2_link import message_type
 from .ros2_messages import number_of
+from .ros2_signals import init_until_signal
 from .sim_messages import IMAGE, STREAMS, Noise, SimMessages, goal_of
 from .sim_robot import SimRobot, SimRobotConfig
 
@@ -283,11 +284,11 @@ def main(words: Sequence[str] | None = None) -> int:
         0, or 1 after an error.
     """
     import rclpy
-    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.executors import SingleThreadedExecutor
     from rclpy.utilities import remove_ros_args
 
     words = list(sys.argv[1:] if words is None else words)
-    rclpy.init(args=words)
+    ended = init_until_signal(words)
     node = rclpy.create_node(NODE)
     robot: SimRobotNode | None = None
     try:
@@ -297,10 +298,10 @@ def main(words: Sequence[str] | None = None) -> int:
         robot.start()
         node.get_logger().info(f"simulated {robot.robot.card.name} in {robot.robot.spec.env_id} is there")
         with robot.priority():
-            while robot.failure is None:
+            while robot.failure is None and not ended.is_set():
                 executor.spin_once(timeout_sec=0.2)
-        raise robot.failure
-    except (KeyboardInterrupt, ExternalShutdownException):
+        if robot.failure is not None:
+            raise robot.failure
         return 0
     except RobotRlError as error:
         node.get_logger().error(str(error))
