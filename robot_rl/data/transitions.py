@@ -33,7 +33,7 @@ class Transitions:
         return_to_go: float32 (B,), discounted rewards that followed in the data; at a time limit the rest is missing.
         episode: int64 (B,), index of the episode in the sampler's list.
         step: int64 (B,), env step of the decision in its episode; 0 at a start.
-        success: bool (B,), whether the decision's whole episode had a positive reward.
+        success: bool (B,), whether the decision's episode succeeded at any step (success_once, as recorded).
     """
 
     feature: Float32[Array, "B F"]
@@ -95,6 +95,6 @@ def transitions_of(sampler: WindowSampler, policy: Any, *, gamma: float, batch_s
     episode = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     step = torch.arange(len(episode), device=lengths.device) - (lengths.cumsum(0) - lengths)[episode]
     pieces = torch.split(step_reward, lengths.tolist())
-    success = torch.stack([(piece > 0).any() for piece in pieces])[episode]
+    success = torch.as_tensor(sampler.success_of_episode, device=episode.device)[episode]
     to_go = torch.cat([returns_to_go(piece, gamma=gamma) for piece in pieces])
     return Transitions(**joined, return_to_go=to_go, episode=episode, step=step, success=success)

@@ -32,6 +32,7 @@ class StepArrays:
         done: bool (S,), terminated at this step.
         source: uint8 (S,).
         lengths: int64 (E,), steps of each episode.
+        success: bool (E,), success_once of each episode.
     """
 
     frames: dict[str, Array]
@@ -40,6 +41,7 @@ class StepArrays:
     done: Bool[Array, " S"]
     source: UInt8[Array, " S"]
     lengths: Int64[Array, " E"]
+    success: Bool[Array, " E"]
 
     @classmethod
     def from_store(cls, store: EpisodeStore, keys: Sequence[str]) -> StepArrays:
@@ -56,6 +58,7 @@ class StepArrays:
             done=loaded["done"],
             source=loaded["source"],
             lengths=store.lengths,
+            success=store.success,
         )
 
     @classmethod
@@ -79,6 +82,7 @@ class StepArrays:
             done=np.concatenate(done),
             source=np.concatenate([episode.source for episode in episodes]),
             lengths=np.array([len(episode) for episode in episodes], np.int64),
+            success=np.array([episode.success.any() for episode in episodes], bool),
         )
 
     @classmethod
@@ -97,6 +101,7 @@ class StepArrays:
             done=np.concatenate([part.done for part in parts]),
             source=np.concatenate([part.source for part in parts]),
             lengths=np.concatenate([part.lengths for part in parts]),
+            success=np.concatenate([part.success for part in parts]),
         )
 
     def select(self, episodes: Int64[Array, " E"]) -> StepArrays:
@@ -111,6 +116,7 @@ class StepArrays:
             done=self.done[steps],
             source=self.source[steps],
             lengths=self.lengths[episodes],
+            success=self.success[episodes],
         )
 
 
@@ -154,6 +160,7 @@ class WindowSampler:
         keys = list(dict.fromkeys(["proprio", *keys]))
         arrays = _chosen_arrays(data, keys, episodes)
         self.windows_per_episode: np.ndarray = arrays.lengths.copy()
+        self.success_of_episode: np.ndarray = arrays.success.copy()
         self._horizon, self._device = horizon, torch.device(device)
         self._frames = {key: torch.as_tensor(arrays.frames[key], device=device) for key in keys}
         self._action = torch.as_tensor(arrays.action, device=device)

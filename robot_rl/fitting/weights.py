@@ -1,7 +1,7 @@
 """Which windows weighted imitation draws, and how often: the honest controls beside PPO, from the same advantages.
 
 awr:          exp(A / (temperature * sd)), capped (Peng et al. 2019, arXiv 1910.00177).
-success_only: windows of episodes with a positive reward.
+success_only: windows of episodes that succeeded (success_once, as recorded).
 merged:       all windows alike.
 """
 
@@ -50,7 +50,7 @@ def success_weights(success: Bool[Array, " B"]) -> Float32[Array, " B"]:
     """
     if not bool(success.any()):
         raise DataError(
-            "success-only imitation", expected="an episode with a positive reward", got=f"none in {len(success)} windows",
+            "success-only imitation", expected="an episode that succeeded", got=f"none in {len(success)} windows",
             hint="Collect successes, or leave success_only out of `methods`.",
         )  # fmt: skip
     return success.float()

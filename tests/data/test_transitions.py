@@ -35,6 +35,7 @@ def sampler() -> WindowSampler:
         done=np.array([False, False, True, False, False]),
         source=np.zeros(5, np.uint8),
         lengths=np.array([3, 2]),
+        success=np.array([True, False]),
     )
     return WindowSampler(
         arrays, history=1, horizon=3, execute=2, keys=(), episodes=np.array([0, 1]), device="cpu", gamma=GAMMA
@@ -57,3 +58,17 @@ def test_by_hand(batch_size: int) -> None:
     assert found.success.tolist() == [True, True, True, False, False]
     assert found.starts[:, 0].tolist() == [0, 10]
     assert len(found.rows(found.success)) == 3
+
+
+def test_success_is_what_was_recorded_not_a_positive_reward() -> None:
+    # A dense reward is positive everywhere, and with a penalty nowhere: neither says who succeeded.
+    for reward in (0.7, -0.3):
+        arrays = StepArrays(
+            frames={"proprio": np.zeros((7, 1), np.float32)}, action=np.zeros((5, 1), np.float32),
+            reward=np.full(5, reward, np.float32), done=np.zeros(5, bool), source=np.zeros(5, np.uint8),
+            lengths=np.array([3, 2]), success=np.array([False, True]),
+        )  # fmt: skip
+        windows = WindowSampler(
+            arrays, history=1, horizon=2, execute=2, keys=(), episodes=np.array([1, 0]), device="cpu", gamma=GAMMA
+        )
+        assert transitions_of(windows, Policy(), gamma=GAMMA).success.tolist() == [True, True, False, False, False]

@@ -33,5 +33,5 @@ def test_draws_follow_the_weights_and_never_take_a_zero() -> None:
 
 def test_success_weights() -> None:
     assert success_weights(torch.tensor([True, False])).tolist() == [1.0, 0.0]
-    with pytest.raises(DataError, match="positive reward"):
+    with pytest.raises(DataError, match="an episode that succeeded"):
         success_weights(torch.tensor([False, False]))

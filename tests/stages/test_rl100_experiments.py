@@ -45,8 +45,7 @@ def test_pusht_is_solved_sooner_rather_than_almost() -> None:
     budget = {"samples": 24, "refined": 12, "rounds": 1, "finalists": 2}
     assert {name: config["expert"][name] for name in budget} == budget
     assert not config["offline"]["only_success_rewarded"]
-    # success_only can't tell successes from dense rewards.
-    assert config["offline"]["methods"] == ["awr"]
+    assert config["offline"]["methods"] == ["success_only", "awr"]
     # The coverage of a step is 1 at most: with 1 taken off, no step is worth waiting for.
     assert config["offline"]["reward"]["step_penalty"] == config["online"]["reward"]["step_penalty"] == 1.0
 
