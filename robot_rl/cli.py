@@ -224,7 +224,7 @@ def _new_run(config: Any, yaml: str, command: str, words: Sequence[str]) -> RunD
 
 
 def task_name(config: Any) -> str:
-    """Task for the name of a run directory: the config's or the env's `task`, the env's module, the (first) dataset's name."""
+    """Name of a run directory's task: the config's or env's `task`, the env's module, the (first) dataset, the robot card."""
     env = getattr(config, "env", None) or {}
     module = str(env.get("_target_", "")).rpartition(".")[0].rpartition(".")[2]
     names = (
@@ -234,6 +234,7 @@ def task_name(config: Any) -> str:
         module,
         Path(str(getattr(config, "dataset", ""))).stem,
         *(Path(str(dataset)).stem for dataset in getattr(config, "datasets", ())),
+        Path(str(getattr(config, "robot", ""))).stem,
     )
     return next((str(name) for name in names if name), "none")
 

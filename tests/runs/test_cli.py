@@ -222,6 +222,7 @@ def test_table_is_aligned() -> None:
         ({"env": {"_target_": "robot_rl.envs.point_reach.make_env"}}, "point_reach"),
         ({"env": {}, "dataset": "datasets/demos.zarr"}, "demos"),
         ({"env": {}, "datasets": ["datasets/demos.zarr", "datasets/rollouts.zarr"]}, "demos"),
+        ({"policy": "runs/a", "robot": "cards/my_arm.yaml"}, "my_arm"),
         ({}, "none"),
     ],
 )
