@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.data.journal import WriterLock, journal_directory
+from robot_rl.data.rewriting import source_facts, with_history
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.zarr_layout import read_json, write_files
 from robot_rl.errors import DataError, closest
@@ -73,11 +74,11 @@ def json_or_text(value: str) -> Any:
 
 
 def write_card(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change fields of the card of a store, in one piece and as its only writer; None removes a field.
+    """Change fields of the card, in one piece and as the store's only writer, and log it in the history.
 
     Args:
         path: of the store.
-        changes: field -> new value, JSON types.
+        changes: field -> new value, JSON types; None removes a field.
 
     Returns:
         The whole card.
@@ -89,9 +90,12 @@ def write_card(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
         changed_card(store.metadata, changes)
     lock = WriterLock(path)
     try:
+        with EpisodeStore.open(path, mode="r") as store:
+            source = source_facts(store)
         attributes = read_json(path / ".zattrs")
         card = changed_card(attributes["metadata"], changes)
-        attributes["metadata"]["card"] = card
+        metadata = attributes["metadata"] | {"card": card}
+        attributes["metadata"] = with_history(metadata, "card", arguments={"card": dict(changes)}, sources=[source])
         content = json.dumps(attributes, indent=1, allow_nan=False).encode()
         write_files({path / ".zattrs": content}, journal_directory(path), on_error=_not_written)
     finally:

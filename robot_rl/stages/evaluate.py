@@ -303,6 +303,13 @@ def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
     Raises:
         PolicyError: naming the first difference.
     """
+    # First: another control mode often has another size too, and the size alone doesn't say what is wrong.
+    if trained.action_semantics != given.action_semantics:
+        raise PolicyError(
+            f"{where}: action semantics", expected=f"what it was trained with (data), not what {given.env_id} takes (wanted)",
+            got="\n" + declarations(trained.action_semantics, given.action_semantics) + "\n",
+            hint="Use the environment configuration the policy was trained with.",
+        )  # fmt: skip
     pairs = [
         ("action size", trained.action.size, given.action.size),
         ("control_hz", trained.control_hz, given.control_hz),
@@ -320,9 +327,3 @@ def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
                 got=f"{got} (what {given.env_id} offers)",
                 hint="Use the environment configuration the policy was trained with.",
             )
-    if trained.action_semantics != given.action_semantics:
-        raise PolicyError(
-            f"{where}: action semantics", expected=f"what it was trained with (data), not what {given.env_id} takes (wanted)",
-            got="\n" + declarations(trained.action_semantics, given.action_semantics) + "\n",
-            hint="Use the environment configuration the policy was trained with.",
-        )  # fmt: skip

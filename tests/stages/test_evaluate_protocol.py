@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.onnx_policy import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER
 from robot_rl.deploy.tensorrt_policy import TensorRtPolicy
-from robot_rl.stages.evaluate import EvaluateConfig, _policy_actor
+from robot_rl.errors import PolicyError
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.stages.evaluate import EvaluateConfig, _policy_actor, check_spec
 
 
 class Named:
@@ -57,3 +60,23 @@ def test_provider_and_precision_are_what_ran(policy: Any, asked: Precision, prov
     config = EvaluateConfig(policy="p", precision=asked, provider=TENSORRT_PROVIDER)
     described = _policy_actor(policy, config)[1]
     assert (described["provider"], described["precision"]) == (provider, precision)
+
+
+def test_another_declaration_is_named_before_another_size() -> None:
+    trained = EnvSpec(
+        env_id="Test-v1",
+        observation={},
+        action=ArraySpec("action", (7,)),
+        action_semantics=ActionSemantics(ActionKind.delta, DeltaReference.target, "base", "rotvec", "none", "ee_delta"),
+        joint_names=(),
+        robot="point",
+        control_hz=20.0,
+        max_episode_steps=10,
+    )
+    joints = ActionSemantics(ActionKind.absolute, DeltaReference.none, "joint", "none", "none", "joint_pos")
+    given = replace(trained, action=ArraySpec("action", (8,)), action_semantics=joints)
+    with pytest.raises(PolicyError, match=r"(?s)action semantics.*ee_delta.*joint_pos"):
+        check_spec(trained, given, where="policy.pt")
+    with pytest.raises(PolicyError, match="action size"):
+        check_spec(trained, replace(given, action_semantics=trained.action_semantics), where="policy.pt")
+    check_spec(trained, trained, where="policy.pt")

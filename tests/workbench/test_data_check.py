@@ -212,6 +212,11 @@ def test_card_is_written_beside_the_data(tmp_path: Path, capsys: pytest.CaptureF
     assert store.metadata["card"] == card
     assert store.content_hash() == before
     store.verify()
+    history = store.metadata["history"]
+    assert [entry["command"] for entry in history] == ["card", "card"]
+    assert history[0]["arguments"] == {"card": {"licence": "CC-BY-4.0", "operators": 2, "notes": "a | b"}}
+    assert history[1]["arguments"] == {"card": {"notes": None, "origin": "here"}}
+    assert history[1]["sources"] == [{"store": "d.zarr", "episodes": 2, "content_hash": before}]
     assert data_card.main(["card", str(path), "--markdown"]) == 0
     out = capsys.readouterr().out
     assert out.startswith('---\nlicense: "cc-by-4.0"\n')
