@@ -13,6 +13,7 @@ from typing import Any
 from robot_rl.data.journal import WriterLock, journal_directory
 from robot_rl.data.rewriting import source_facts, with_history
 from robot_rl.data.store import EpisodeStore
+from robot_rl.data.store_attributes import changed_attributes
 from robot_rl.data.zarr_layout import read_json, write_files
 from robot_rl.errors import DataError, closest
 
@@ -95,8 +96,8 @@ def write_card(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
         attributes = read_json(path / ".zattrs")
         card = changed_card(attributes["metadata"], changes)
         metadata = attributes["metadata"] | {"card": card}
-        attributes["metadata"] = with_history(metadata, "card", arguments={"card": dict(changes)}, sources=[source])
-        content = json.dumps(attributes, indent=1, allow_nan=False).encode()
+        metadata = with_history(metadata, "card", arguments={"card": dict(changes)}, sources=[source])
+        content = changed_attributes(attributes, metadata)
         write_files({path / ".zattrs": content}, journal_directory(path), on_error=_not_written)
     finally:
         lock.release()

@@ -20,7 +20,7 @@ SCHEMA = "robot_rl.episodes"
 SCHEMA_VERSION = 1
 # Only of stores with videos: software that knows no videos refuses them by this number.
 _VIDEO_SCHEMA_VERSION = 2
-SPEC_CHECKSUM = "spec_sha256"
+SPEC_CHECKSUM, METADATA_CHECKSUM = "spec_sha256", "metadata_sha256"
 
 
 def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any], images: str) -> bytes:
@@ -51,7 +51,7 @@ def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any], images: str) ->
         content["images"] = {"storage": images, "files": files, **video_format}
     try:
         content[SPEC_CHECKSUM] = _checksum(json.loads(json.dumps(stored)))
-        return json.dumps(content, indent=1, allow_nan=False).encode()
+        return changed_attributes(content, metadata)
     except (TypeError, ValueError) as error:
         raise DataError(
             "spec and metadata of a new store",
@@ -59,6 +59,17 @@ def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any], images: str) ->
             got=str(error),
             hint="Convert numpy numbers with int() or float(); use None for an unknown bound, NaN is no JSON.",
         ) from error
+
+
+def changed_attributes(content: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes:
+    """Content of `.zattrs` with this metadata (the card and the history are in it) and its checksum.
+
+    Raises:
+        TypeError, ValueError: the metadata are no JSON.
+    """
+    checksum = _checksum(json.loads(json.dumps(dict(metadata), allow_nan=False)))
+    changed = {**content, "metadata": dict(metadata), METADATA_CHECKSUM: checksum}
+    return json.dumps(changed, indent=1, allow_nan=False).encode()
 
 
 def read_attributes(path: Path) -> tuple[EnvSpec, dict[str, Any], str]:
@@ -88,19 +99,20 @@ def read_attributes(path: Path) -> tuple[EnvSpec, dict[str, Any], str]:
 
 
 def parse_attributes(content: Mapping[str, Any], *, where: str) -> tuple[EnvSpec, dict[str, Any], str]:
-    """Spec, metadata and `images` in the content of a `.zattrs`; stores from before 2026-11-26 have no checksum.
+    """Spec, metadata and `images` in the content of a `.zattrs`; stores from before 2026-11-26 have no checksums.
 
     Raises:
-        DataError: one is missing, of another type, or the spec is not the one that was written.
+        DataError: one is missing, of another type, or spec or metadata are not what was written.
     """
     stored = content.get("spec")
-    if SPEC_CHECKSUM in content and content[SPEC_CHECKSUM] != (found := _checksum(stored)):
-        raise DataError(
-            f"{where}, spec",
-            expected=f"the spec that was written ({SPEC_CHECKSUM} {content[SPEC_CHECKSUM]})",
-            got=f"one with {found}",
-            hint=f"Restore .zattrs from a copy. If you changed the spec by hand and mean it, delete {SPEC_CHECKSUM} too.",
-        )
+    for part, key in (("spec", SPEC_CHECKSUM), ("metadata", METADATA_CHECKSUM)):
+        if key in content and content[key] != (found := _checksum(content.get(part))):
+            raise DataError(
+                f"{where}, {part}",
+                expected=f"the {part} that was written ({key} {content[key]})",
+                got=f"one with {found}",
+                hint=f"Restore .zattrs from a copy. If you changed the {part} by hand and mean it, delete {key} too.",
+            )
     spec, metadata = EnvSpec.from_json(stored, where=f"{where}, spec"), content.get("metadata")
     if not isinstance(metadata, dict):
         raise DataError(

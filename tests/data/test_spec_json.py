@@ -127,6 +127,27 @@ def test_a_store_refuses_a_spec_that_was_changed_behind_its_back(tmp_path: Path)
         assert opened.spec.action.low == (-2.0, -0.5)
 
 
+def test_card_and_history_are_under_a_checksum_too(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    EpisodeStore.create(store, SPEC, metadata={"note": "by Ann", "n": (1.5, None)}).close()
+    write_card(store, {"licence": "MIT", "operators": 2})
+    with EpisodeStore.open(store) as opened:
+        assert opened.metadata["note"] == "by Ann"
+        assert opened.metadata["history"][0]["command"] == "card"
+
+    def flip(document: dict[str, Any]) -> None:
+        document["metadata"]["card"]["licence"] = "MIU"
+
+    edit(store, flip)
+    with pytest.raises(DataError, match=r"a.zarr/.zattrs, metadata: expected the metadata that was written"):
+        EpisodeStore.open(store)
+    with pytest.raises(DataError, match=r"\.zattrs, metadata: one with .*--like STORE"):
+        survey(store)
+    edit(store, lambda document: document.pop("metadata_sha256"))  # what the hint says, for an edit that is meant
+    with EpisodeStore.open(store) as opened:
+        assert opened.metadata["card"]["licence"] == "MIU"
+
+
 def test_layout_of_the_json_does_not_count(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
     EpisodeStore.create(store, SPEC).close()
@@ -155,6 +176,7 @@ def test_the_rest_of_zattrs_has_types_too(tmp_path: Path, field: str, value: Any
 
     def change(document: dict[str, Any]) -> None:
         document[field] = value
+        document.pop("metadata_sha256")
         document["schema_version"] = 2 if field == "images" else 1
 
     edit(store, change)
@@ -162,9 +184,10 @@ def test_the_rest_of_zattrs_has_types_too(tmp_path: Path, field: str, value: Any
         EpisodeStore.open(store)
 
 
-def test_a_store_of_before_the_checksum_opens(tmp_path: Path) -> None:
+def test_a_store_of_before_the_checksums_opens(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
     EpisodeStore.create(store, SPEC).close()
-    edit(store, lambda document: document.pop("spec_sha256"))
+    for key in ("spec_sha256", "metadata_sha256"):
+        edit(store, lambda document, key=key: document.pop(key))  # type: ignore[misc]
     with EpisodeStore.open(store, mode="a") as opened:
         assert opened.spec == SPEC
