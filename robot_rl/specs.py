@@ -134,7 +134,7 @@ class EnvSpec:
 
     Attributes:
         env_id: name of the task.
-        observation: key -> ArraySpec. Keys: "proprio", "state", "points", and "image/<camera>".
+        observation: key -> ArraySpec. Keys: "proprio", "state", "points", "image/<camera>" and "depth/<camera>" (m).
         action: physical action as the environment takes it.
         action_semantics: how it is read.
         joint_names: names of the joints in proprio, in order.

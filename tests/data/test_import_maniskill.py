@@ -313,3 +313,84 @@ def test_rows_that_were_never_written_are_no_zeros(tmp_path: Path) -> None:
         file["traj_1"].create_dataset("actions", (4, 2), "f4", chunks=(2, 2))[:2] = 0.5
     with pytest.raises(DataError, match=r"traj_1, actions: expected data that were written, got 1 of 2 chunks"):
         bring_in(path, tmp_path / "out.zarr")
+
+
+def _with_cloud(folder: Path) -> tuple[Path, EnvSpec]:
+    """The base stands at (1, 0, 0) in the world, turned by 90 degrees about z."""
+    path = toy(folder, (1,), flat=False)
+    xyzw = np.array([[1, 2, 0, 1], [3, 0, 0.5, 1], [7, 7, 7, 0]], np.float32)
+    root = [1, 0, 0, np.sqrt(0.5), 0, 0, np.sqrt(0.5), *np.zeros(6), 0.1, 0.2]
+    with h5py.File(path, "a") as file:
+        file["traj_0/obs/pointcloud/xyzw"] = np.stack([xyzw, xyzw])
+        file["traj_0/obs/pointcloud/rgb"] = np.array([[[255, 0, 51], [0, 102, 0], [9, 9, 9]]] * 2, np.uint8)
+        file["traj_0/obs/pointcloud/segmentation"] = np.zeros((2, 3, 1), np.int16)
+        file["traj_0/env_states/articulations/toy"] = np.array([root, root], np.float32)
+    observation = {"proprio": SPEC.observation["proprio"], "points": ArraySpec("points", (3, 6))}
+    return path, replace(SPEC, observation=observation)
+
+
+def test_clouds_come_in_the_base_frame(tmp_path: Path) -> None:
+    path, spec = _with_cloud(tmp_path)
+    report = bring_in(path, tmp_path / "out.zarr", spec=spec)
+    # (1, 2, 0) is 2 m along the world's y from the base, which is the base's x; (3, 0, .5) lies 2 m to its right.
+    expected = [[2, 0, 0, 1, 0, 0.2], [0, -2, 0.5, 0, 0.4, 0], [0, 0, 0, 0, 0, 0]]
+    with EpisodeStore.open(tmp_path / "out.zarr") as store:
+        episode = store.episode(0)
+    np.testing.assert_allclose(episode.observation["points"][0], expected, atol=1e-6)
+    np.testing.assert_allclose(episode.final_observation["points"], expected, atol=1e-6)
+    assert any("pointcloud/segmentation" in note and "pointcloud/xyzw" not in note for note in report.notes)
+
+
+def test_depth_in_metres(tmp_path: Path) -> None:
+    path = toy(tmp_path, (1,), flat=False)
+    depth = np.arange(2 * 2 * 3, dtype=np.int16).reshape(2, 2, 3, 1) * 250
+    with h5py.File(path, "a") as file:
+        file["traj_0/obs/sensor_data/hand/depth"] = depth
+    for shape, dtype, message in (
+        ((2, 3, 1), "float32", ""),
+        ((3, 2, 1), "float32", "int16"),
+        ((2, 3, 1), "uint8", "uint8"),
+    ):
+        seen = {"proprio": SPEC.observation["proprio"], "depth/hand": ArraySpec("depth/hand", shape, dtype)}
+        spec, target = replace(SPEC, observation=seen), tmp_path / f"out{len(message)}.zarr"
+        if message:
+            with pytest.raises(DataError, match=message):
+                bring_in(path, tmp_path / "refused.zarr", spec=spec)
+            continue
+        report = bring_in(path, target, spec=spec)
+        assert not any("depth" in note for note in report.notes)
+        with EpisodeStore.open(target) as store:
+            episode = store.episode(0)
+        np.testing.assert_allclose(episode.observation["depth/hand"][0, 1, :, 0], [0.75, 1.0, 1.25])
+        np.testing.assert_allclose(episode.final_observation["depth/hand"][1, 2, 0], 2.75)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda traj: traj.pop("env_states"), r"env_states/articulations/toy.*record_env_state=True"),
+        (lambda traj: traj["env_states/articulations"].move("toy", "other"), "got only other"),
+        (lambda traj: traj.pop("obs/pointcloud/rgb"), "a dataset 'pointcloud/rgb'"),
+        (
+            lambda traj: _again(traj, "obs/pointcloud/xyzw", np.zeros((2, 4, 4))),
+            r"xyzw \(2, 3, 4\).*got xyzw \(2, 4, 4\)",
+        ),
+        (lambda traj: _again(traj, "obs/pointcloud/rgb", np.zeros((2, 3, 3))), r"rgb uint8 .*got .*rgb float64"),
+        (lambda traj: _again(traj, "obs/pointcloud/xyzw", np.full((2, 3, 4), 0.5)), "w of 0"),
+        (lambda traj: _again(traj, "obs/pointcloud/xyzw", np.full((2, 3, 4), [np.nan, 0, 0, 1])), "xyzw"),
+        (lambda traj: _again(traj, "env_states/articulations/toy", np.zeros((2, 15))), "unit quaternion"),
+        (lambda traj: _again(traj, "env_states/articulations/toy", np.zeros((3, 15))), "expected 2 rows"),
+    ],
+)
+def test_clouds_that_do_not_fit(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+    path, spec = _with_cloud(tmp_path)
+    with h5py.File(path, "a") as file:
+        change(file["traj_0"])
+    with pytest.raises(DataError, match=message):
+        bring_in(path, tmp_path / "out.zarr", spec=spec)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def _again(group: Any, key: str, data: Any) -> None:
+    del group[key]
+    group[key] = data

@@ -216,3 +216,59 @@ def test_env_of_another_control_mode_is_refused(flat: Path, tmp_path: Path) -> N
         main(["import", str(path), str(tmp_path / "o.zarr"), "--format", "maniskill", "--env", "pick_cube"])
     with pytest.raises(DataError, match=r"actions: expected \(T, 8\)"):
         main(["import", str(path), str(tmp_path / "o.zarr"), "--format", "maniskill"])
+
+
+_CLOUDS = """
+import sys, numpy as np, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from robot_rl.envs.maniskill import ManiSkillConfig, make_env
+from robot_rl.types import ActionChunk
+folder = Path(sys.argv[2])
+ours = make_env(
+    ManiSkillConfig("PickCube-v1", obs_mode="pointcloud", vulkan_icd=sys.argv[1], image_size=32), num_envs=1, history=1
+)
+points = [ours.reset([3]).points]
+action = np.array([0.5, -0.2, -0.5, 1.0], np.float32)
+for _ in range(2):
+    points.append(ours.step(ActionChunk(actions=torch.from_numpy(action)[None, None], execute=1)).observation.points)
+from robot_rl.envs.headless import prepare_rendering
+backend = prepare_rendering("pointcloud", vulkan_icd=sys.argv[1]).render_backend
+import gymnasium
+from mani_skill.utils.wrappers.record import RecordEpisode
+env = gymnasium.make(
+    "PickCube-v1", num_envs=1, obs_mode="pointcloud", control_mode="pd_ee_delta_pos", reward_mode="sparse",
+    sim_backend="physx_cpu", render_backend=backend, sensor_configs={"width": 32, "height": 32},
+)
+env = RecordEpisode(env, str(folder), trajectory_name="demo", save_video=False, source_type="rl")
+env.reset(seed=3)
+for _ in range(2):
+    env.step(action[None])
+env.close()
+from robot_rl.data.formats.importing import import_episodes
+from robot_rl.data.formats.maniskill import ManiSkillReader
+from robot_rl.data.formats.maniskill_header import read_header
+from robot_rl.data.store import EpisodeStore
+import_episodes(ManiSkillReader(read_header(folder / "demo.h5"), ours.spec), folder / "out.zarr")
+with EpisodeStore.open(folder / "out.zarr") as store:
+    episode = store.episode(0)
+found = np.concatenate([episode.observation["points"], episode.final_observation["points"][None]])
+expected = torch.cat([p[:, 0] for p in points]).numpy()
+assert found.shape == expected.shape, (found.shape, expected.shape)
+assert (np.abs(expected).sum(2) > 0).mean() > 0.5
+print("FURTHEST", float(np.abs(found - expected).max()))
+"""
+
+
+@pytest.mark.slow
+def test_recorded_clouds_are_those_of_our_environment(tmp_path: Path) -> None:
+    icd = Path("/usr/lib/chromium/vk_swiftshader_icd.json")
+    if not icd.exists():
+        pytest.skip("no SwiftShader here (apt-get install chromium-common)")
+    done = subprocess.run(
+        [sys.executable, "-c", _CLOUDS, str(icd), str(tmp_path)], capture_output=True, text=True, timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    furthest = float(done.stdout.split("FURTHEST ")[1])
+    assert furthest < 1e-5

@@ -1,7 +1,8 @@
 """Reads ManiSkill 3 trajectories: `<name>.h5` and `<name>.json` as its RecordEpisode wrapper writes them.
 
     traj_<episode_id>/actions (T, A)   terminated, truncated, success, fail (T)   rewards (T)
-                      obs (T + 1, D) flattened, or obs/agent/..., obs/extra/..., obs/sensor_data/<camera>/rgb
+                      obs (T + 1, D) flattened, or obs/agent/..., obs/extra/..., obs/sensor_data/<camera>/rgb,
+                      obs/pointcloud/xyzw and rgb (T + 1, M, 4 and 3), brought into the robot's base frame
 Row t of obs is what action t answered to; row T is the final observation. Elements are matched with the spec by their
 names (`agent.qpos[0]`), never by the order of groups. Source: mani_skill 3.0.1, utils/wrappers/record.py.
 """
@@ -16,13 +17,21 @@ import numpy as np
 
 from robot_rl.data.formats.hdf5_source import leaf_names, named_damage, open_hdf5, require_written
 from robot_rl.data.formats.importing import last_step_only, require_finite, source_of
+from robot_rl.data.formats.maniskill_arrays import (
+    CLOUD,
+    base_frame_points,
+    depth_in_metres,
+    require_rows,
+    rows_of,
+)
 from robot_rl.data.formats.maniskill_header import ManiSkillHeader, replay_hint
-from robot_rl.errors import DataError, closest
+from robot_rl.errors import DataError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import Episode, Source
 
 _IMAGE = "image/"
-_SENSORS = ("sensor_data", "sensor_param")
+_SENSORS = ("sensor_data", "sensor_param", CLOUD)
+_POINTS, _DEPTH = "points", "depth/"
 _SOURCES = {"motionplanning": "scripted", "rl": "policy", "human": "teleop", "teleoperation": "teleop"}
 
 
@@ -80,8 +89,8 @@ class ManiSkillReader:
                 got=f"{steps} actions",
                 hint="The two files don't belong together, or one was changed.",
             )
-        frames = {key: self._frames(group["obs"], key, steps, where) for key in self.spec.observation}
-        flags = {key: _rows(group, key, steps, where).astype(bool) for key in ("terminated", "truncated")}
+        frames = {key: self._frames(group, key, steps, where) for key in self.spec.observation}
+        flags = {key: rows_of(group, key, steps, where).astype(bool) for key in ("terminated", "truncated")}
         success = self._success_of(group, steps, where)
         terminated = bool(flags["terminated"][-1])
         return Episode(
@@ -121,18 +130,22 @@ class ManiSkillReader:
         for key, array in self.spec.observation.items():
             if key.startswith(_IMAGE):
                 yield f"sensor_data/{key.removeprefix(_IMAGE)}/rgb"
+            elif key.startswith(_DEPTH):
+                yield f"sensor_data/{key.removeprefix(_DEPTH)}/depth"
+            elif key == _POINTS:
+                yield from (f"{CLOUD}/xyzw", f"{CLOUD}/rgb")
             else:
                 prefix = "agent/" if key == "proprio" else ""
                 yield from (prefix + name.partition("[")[0].replace(".", "/") for name in array.meanings)
 
     def _check_key(self, obs: Any, key: str, where: str) -> None:
-        if key.startswith(_IMAGE) or key in ("proprio", "state"):
+        if key.startswith((_IMAGE, _DEPTH)) or key in ("proprio", "state", _POINTS):
             return
         raise DataError(
             f"{where}, obs",
-            expected=f"a spec of proprio, state and image/<camera> (this one wants {key!r})",
+            expected=f"a spec of proprio, state, points, image/ and depth/<camera> (this one wants {key!r})",
             got=f"{sorted(leaf_names(obs)) or 'a flat array'}",
-            hint="Point clouds of a file are in the world frame and are not converted: replay with -o state or -o rgb.",
+            hint="Nothing else is read from such a file.",
         )
 
     def _actions(self, group: Any, where: str) -> np.ndarray:
@@ -158,13 +171,19 @@ class ManiSkillReader:
         require_finite(array, where=f"{where}, key 'actions'")
         return array.astype(np.float32)
 
-    def _frames(self, obs: Any, key: str, steps: int, where: str) -> np.ndarray:
+    def _frames(self, group: Any, key: str, steps: int, where: str) -> np.ndarray:
         """Frames of one key of the spec, (T + 1, ...)."""
-        spec = self.spec.observation[key]
+        spec, obs = self.spec.observation[key], group["obs"]
+        if key.startswith(_DEPTH):
+            depth: np.ndarray = depth_in_metres(obs, spec, rows=steps + 1, where=where)
+            return depth
+        if key == _POINTS:
+            points: np.ndarray = base_frame_points(group, spec, robot=self.spec.robot, rows=steps + 1, where=where)
+            return points
         if key.startswith(_IMAGE):
             path = f"sensor_data/{key.removeprefix(_IMAGE)}/rgb"
             if hasattr(obs, "keys") and path in obs:
-                return _rows(obs, path, steps + 1, where)
+                return rows_of(obs, path, steps + 1, where)
             raise DataError(
                 f"{where}, obs", expected=path, got=f"{sorted(leaf_names(obs)) or 'a flat array'}",
                 hint=replay_hint(self._header.path, "-o rgb --use-env-states"),
@@ -196,10 +215,10 @@ class ManiSkillReader:
                     got=f"{obs.shape}",
                     hint="The file was recorded with another task, robot or version of ManiSkill.",
                 )
-            parts = {"": _require_rows(obs, steps + 1, f"{where}, obs")}
+            parts = {"": require_rows(obs, steps + 1, f"{where}, obs")}
         else:
             parts = {
-                path: _rows(obs, path, steps + 1, where).reshape(steps + 1, -1)
+                path: rows_of(obs, path, steps + 1, where).reshape(steps + 1, -1)
                 for path in leaf_names(obs)
                 if not path.startswith(_SENSORS)
             }
@@ -211,7 +230,7 @@ class ManiSkillReader:
 
     def _success_of(self, group: Any, steps: int, where: str) -> np.ndarray:
         if "success" in group:
-            return _rows(group, "success", steps, where).astype(bool)
+            return rows_of(group, "success", steps, where).astype(bool)
         if self._success == "last_step":
             return last_step_only(steps)
         if self._success == "none" or not self.spec.has_success:
@@ -225,10 +244,10 @@ class ManiSkillReader:
 
     def _reward(self, group: Any, success: np.ndarray, where: str) -> np.ndarray:
         if "rewards" in group:
-            reward = _rows(group, "rewards", len(success), where).astype(np.float32)
+            reward = rows_of(group, "rewards", len(success), where).astype(np.float32)
             require_finite(reward, where=f"{where}, key 'rewards'")
             return reward
-        fail = _rows(group, "fail", len(success), where) if "fail" in group else np.zeros(len(success))
+        fail = rows_of(group, "fail", len(success), where) if "fail" in group else np.zeros(len(success))
         return success.astype(np.float32) - fail.astype(np.float32)
 
     def _metadata(self, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,25 +297,3 @@ def _source(header: ManiSkillHeader, given: str | None) -> Source:
 def _element_names(path: str, size: int) -> list[str]:
     name = path.replace("/", ".")
     return [name] if size == 1 else [f"{name}[{index}]" for index in range(size)]
-
-
-def _rows(group: Any, key: str, rows: int, where: str) -> np.ndarray:
-    if key not in group:
-        raise DataError(
-            where, expected=f"a dataset {key!r}", got=f"only {', '.join(sorted(group))}",
-            hint=closest(key, list(group)),
-        )  # fmt: skip
-    return _require_rows(group[key], rows, f"{where}, {key}")
-
-
-def _require_rows(dataset: Any, rows: int, where: str) -> np.ndarray:
-    if dataset.shape[:1] != (rows,):
-        raise DataError(
-            where,
-            expected=f"{rows} rows",
-            got=f"shape {tuple(dataset.shape)}",
-            hint="T actions need T flags and rewards, and T + 1 observations. Use --skip-bad to leave this episode out.",
-        )
-    with named_damage(where):
-        require_written(dataset, where=where)
-        return np.asarray(dataset)
