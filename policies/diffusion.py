@@ -26,6 +26,7 @@ from robot_rl.algorithms.diffusion import (
     prediction_target,
     squared_cosine_alpha_bar,
 )
+from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.arrays import Array, Float32, Int64
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import PolicyError, closest
@@ -179,6 +180,12 @@ class DiffusionPolicy(ChainPolicy):
         from .onestep import teacher_steps
 
         return teacher_steps(self, observation, x0, noise)
+
+    def warm_started(self, warm: WarmStart) -> Any:
+        """This policy, each decision started from its last chunk (RTI); see WarmStartedPolicy, also for its errors."""
+        from .warm_started import WarmStartedPolicy
+
+        return WarmStartedPolicy(self, warm)
 
     def with_mode(self, mode: SamplingMode, *, sigma_min: float | None = None) -> DiffusionPolicy:
         """The same weights (shared, not copied) under another sampling mode, and another noise floor if one is given."""

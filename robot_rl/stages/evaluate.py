@@ -26,6 +26,7 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.disturbance import Push, Shift
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.algorithms.throughput import longest_run, successes_an_hour
+from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.data.same_spec import declarations
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
@@ -54,6 +55,8 @@ class EvaluateConfig:
         first_seed: held-out seeds start here by default; demonstrations start at 0, training roll-outs at 50000.
         num_envs: environments stepped side by side; does not change the result.
         mode: sampling mode of a diffusion policy (eta0, eta1, mean), or null for the policy's own.
+        rti: start each decision of a diffusion policy from its last chunk (algorithms/warm_start.py; level, steps, start,
+            discrete_at, discrete_scale, max_jump); null: full denoising.
         best_of: chunks that a diffusion policy draws at every decision; the one that `critic` likes best is played.
         critic: run or checkpoint directory of `offline` whose critic chooses; empty without best_of.
         noise_rule: fixed or seeded, or null for the policy's own (an export states it; a checkpoint is seeded).
@@ -78,6 +81,7 @@ class EvaluateConfig:
     first_seed: int = 100_000
     num_envs: int = 8
     mode: SamplingMode | None = None
+    rti: WarmStart | None = None
     best_of: int = 1
     critic: str = ""
     noise_rule: NoiseRule | None = None
@@ -109,7 +113,14 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
     _check_best_of(config)
     node, push = disturbed_env(config)
     began = time.monotonic()
-    policy = load_any_policy(config) if config.policy else None
+    policy: Any = load_any_policy(config) if config.policy else None
+    if config.rti is not None:
+        if not hasattr(policy, "warm_started"):
+            raise PolicyError(
+                config.policy or "expert", expected="a run or checkpoint directory of a diffusion policy for rti, without critic",
+                got=type(policy).__name__ if config.policy else "no policy", hint="Leave rti out.",
+            )  # fmt: skip
+        policy = policy.warm_started(config.rti)
     history = 1 if policy is None else policy.config.history
     env = build(node, num_envs=min(config.num_envs, config.num_episodes), history=history)
     actor: Actor
@@ -152,6 +163,8 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
     records.sort(key=lambda record: record.seed)
     summary = summarize(records) | throughput(records, control_hz=env.spec.control_hz, reset_s=config.reset_s)
     summary |= {} if push is None else {"push": pushed_share(records, push)}
+    # Not part of the protocol: idle envs are in the counts, and a run that was resumed has its last part alone.
+    summary |= {} if config.rti is None else {"rti_decisions": policy.counts.to_json()}
     summary |= {"protocol": protocol, "seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary
@@ -292,6 +305,7 @@ def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[PolicyActor, dic
         "provider": provider,
         "precision": (config.precision if is_engine else Precision.fp32).value,
     }
+    described |= {} if config.rti is None else {"rti": policy.describe()}
     if config.critic:
         described |= {"best_of": config.best_of, "critic": config.critic}
     return PolicyActor(policy, noise), described

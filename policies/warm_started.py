@@ -1,0 +1,215 @@
+"""RTI around a diffusion policy: the rest of the last chunk starts the next decision (robot_rl/algorithms/warm_start.py).
+
+It falls back to full denoising where there is no chunk to start from (first call, after `reset`) and where the observation
+jumped. Every row keeps its own state, so a batch plays what its envs would play one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from robot_rl.algorithms.diffusion import sample_final
+from robot_rl.algorithms.warm_start import (
+    WarmStart,
+    remaining_sampler,
+    scale_discrete,
+    shift_chunk,
+    start_latent,
+    threshold_discrete,
+)
+from robot_rl.arrays import Array, Bool, Float32
+from robot_rl.data.element_names import gripper_elements
+from robot_rl.errors import PolicyError
+from robot_rl.specs import EnvSpec
+from robot_rl.types import ActionChunk, Observation
+
+from .acting import check_noise
+from .diffusion import DiffusionPolicy, DiffusionPolicyConfig
+
+
+@dataclass(frozen=True)
+class WarmCounts:
+    """Decisions so far, one for each env of each call.
+
+    Attributes:
+        warm: started from the last chunk.
+        first: denoised in full, for there was no chunk (first call, after a reset).
+        jump: denoised in full, for the observation jumped or the last chunk was not finite.
+        full: denoised in full, for rti.level is the noisiest level.
+    """
+
+    warm: int = 0
+    first: int = 0
+    jump: int = 0
+    full: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """Plain dict of JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The last decision: chunk (N, Tp, A) normalised, newest frame (N, D) normalised, known (N,)."""
+
+    chunk: torch.Tensor
+    frame: torch.Tensor
+    known: torch.Tensor
+
+
+class WarmStartedPolicy:
+    """A Policy around a DiffusionPolicy; its weights and its sampling mode are those of the policy.
+
+    Args:
+        policy: a DiffusionPolicy, in the sampling mode to use.
+        warm: see WarmStart.
+
+    Raises:
+        ConfigError: a number of `warm` out of range.
+        PolicyError: a level that its sampler does not have, or an element that the action lacks.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, warm: WarmStart) -> None:
+        warm.validate()
+        self.policy, self.warm = policy, warm
+        self.sampler = remaining_sampler(policy.sampler, warm.level, warm.steps)
+        self.is_full = self.sampler == policy.sampler
+        self.discrete_at = _discrete_elements(policy.spec, warm)
+        self.counts = WarmCounts()
+        self._last: _Last | None = None
+
+    @property
+    def config(self) -> DiffusionPolicyConfig:
+        """Of the policy."""
+        return self.policy.config
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Of the policy."""
+        spec: EnvSpec = self.policy.spec
+        return spec
+
+    @property
+    def device(self) -> torch.device:
+        """Of the policy."""
+        device: torch.device = self.policy.device
+        return device
+
+    @property
+    def sampling(self) -> str:
+        """How it samples, for reports."""
+        levels = ", ".join(map(str, self.sampler.levels))
+        return f"rti ({self.warm.start.value}) at levels {levels}; first {self.policy.sampling}"
+
+    def describe(self) -> dict[str, Any]:
+        """JSON types for the protocol of an evaluation: the settings, with the levels and elements that they came to."""
+        settings = asdict(self.warm) | {"start": self.warm.start.value}
+        return settings | {"levels": list(self.sampler.levels), "discrete_at": list(self.discrete_at)}
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(draws, Tp, A) of full denoising; a warm start reads the first of the draws."""
+        shape: tuple[int, int, int] = self.policy.noise_shape
+        return shape
+
+    def reset(self, mask: Bool[Array, " N"]) -> None:
+        """Forget the chunks of the envs in `mask`.
+
+        Raises:
+            PolicyError: another number of envs than before, and not all of them begin anew.
+        """
+        begins = torch.as_tensor(mask, dtype=torch.bool, device=self.device)
+        if bool(begins.all()):
+            self._last = None
+        elif self._last is not None:
+            self._check_rows(len(begins))
+            self._last = replace(self._last, known=self._last.known & ~begins)
+
+    @torch.no_grad()
+    def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:
+        """Choose the next chunk; all `execute` actions of the last one were played.
+
+        Raises:
+            PolicyError: the noise or an observation has another shape than this policy wants, or the number of envs
+                changed without a reset of all.
+        """
+        policy = self.policy
+        observation = observation.map(lambda array: torch.as_tensor(array, device=self.device))
+        noise = torch.as_tensor(noise, device=self.device)
+        check_noise(noise, self.noise_shape)
+        condition, frame = policy.encode(observation), self._frame(observation)
+        known, is_warm = self._rows(frame)
+        chunk = torch.empty_like(noise[:, 0])
+        if not bool(is_warm.all()):
+            chunk[~is_warm] = policy.sample(condition[~is_warm], noise[~is_warm])
+        if bool(is_warm.any()):
+            assert self._last is not None
+            chunk[is_warm] = self._continue(self._last.chunk[is_warm], condition[is_warm], noise[is_warm])
+        self._count(known, is_warm)
+        self._last = _Last(chunk.clamp(-1, 1), frame, torch.ones_like(known))
+        return ActionChunk(actions=policy.physical_action(chunk), execute=policy.config.execute)
+
+    def _continue(self, last: Array, condition: Array, noise: Array) -> Array:
+        """The chunks that follow the `last` ones, normalised."""
+        guess = shift_chunk(last, self.policy.config.execute)
+        guess = scale_discrete(guess, self.discrete_at, self.warm.discrete_scale)
+        first, kind = self.sampler.levels[0], self.warm.start
+        latent = start_latent(guess, noise[:, 0], level=first, num_levels=self.sampler.num_levels, kind=kind)
+        draws = torch.cat([latent[:, None], noise[:, 1 : self.sampler.noise_draws]], dim=1)
+        # The rule of DiffusionPolicy.sample, under the sampler of the levels that remain.
+        out = sample_final(lambda x, level: self.policy.denoiser(x, level, condition), draws, self.sampler)
+        return threshold_discrete(out, self.discrete_at)
+
+    def _frame(self, observation: Observation) -> Array:
+        """Newest frame of what the policy observes, normalised (N, D)."""
+        arrays, encoder = observation.arrays(), self.policy.encoder
+        return torch.cat([self.policy.normalizer.apply(key, arrays[key][:, -1]) for key in encoder.keys], dim=-1)
+
+    def _rows(self, frame: Array) -> tuple[Array, Array]:
+        """Rows with a last chunk, and those of them that may start from it."""
+        if self._last is None:
+            known = torch.zeros(len(frame), dtype=torch.bool, device=frame.device)
+            return known, known
+        self._check_rows(len(frame))
+        known = self._last.known
+        if self.is_full:
+            return known, torch.zeros_like(known)
+        change = (frame - self._last.frame).abs().amax(dim=-1)
+        # A comparison with NaN is False: what can't be compared is a jump.
+        return known, known & (change <= self.warm.max_jump) & self._last.chunk.isfinite().all(dim=(1, 2))
+
+    def _check_rows(self, number: int) -> None:
+        assert self._last is not None
+        if number != len(self._last.known):
+            raise PolicyError(
+                "rti", expected=f"{len(self._last.known)} envs, as at the last decision", got=str(number),
+                hint="Call reset with a mask of all True before the number of envs changes.",
+            )  # fmt: skip
+
+    def _count(self, known: Array, is_warm: Array) -> None:
+        warm, first = int(is_warm.sum()), int((~known).sum())
+        rest = len(known) - warm - first
+        jump, full = (0, rest) if self.is_full else (rest, 0)
+        old = self.counts
+        self.counts = WarmCounts(old.warm + warm, old.first + first, old.jump + jump, old.full + full)
+
+
+def _discrete_elements(spec: EnvSpec, warm: WarmStart) -> tuple[int, ...]:
+    at = warm.discrete_at
+    declared = spec.action_semantics.gripper
+    if at is None:
+        at = gripper_elements(spec.action) if declared != "none" else ()
+        if declared != "none" and not at:
+            raise PolicyError(
+                f"rti.discrete_at of {spec.env_id}", expected="an element named gripper in the action",
+                got=f"none, but a gripper {declared!r}", hint="Give rti.discrete_at=[<its elements>], or [] for none.",
+            )  # fmt: skip
+    if not all(0 <= element < spec.action.size for element in at):
+        raise PolicyError(
+            "rti.discrete_at", expected=f"elements 0..{spec.action.size - 1} of the action", got=str(list(at)),
+            hint="Leave it out to take the grippers that the spec names, or [] for none.",
+        )  # fmt: skip
+    return tuple(at)

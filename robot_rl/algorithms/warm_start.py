@@ -1,0 +1,202 @@
+"""RTI warm starts: the previous chunk, moved on by what was executed, starts the next denoising at a low noise level.
+
+Source: Real-Time Iteration for Diffusion Policy (RTI-DP, arXiv 2508.05396). It feeds the clean guess itself
+(`StartKind.clean`); `scaled` is the mean of the forward process from the guess, and `noised` is a draw of it. A start at
+a low level can't flip a two-valued element (`keep_odds`), so the sign of such an element enters at a small size and what
+is executed is thresholded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+
+from robot_rl.algorithms.diffusion import (
+    Prediction,
+    Sampler,
+    add_noise,
+    linspace_levels,
+    reverse_step,
+    squared_cosine_alpha_bar,
+)
+from robot_rl.arrays import Array, Float
+from robot_rl.errors import ConfigError, PolicyError
+
+
+class StartKind(str, Enum):
+    """How a guess becomes a latent.
+
+    clean: the guess itself (RTI-DP).
+    scaled: sqrt(alpha_bar) times the guess, the mean of the forward process.
+    noised: a draw of the forward process, sqrt(alpha_bar) guess + sqrt(1 - alpha_bar) noise.
+    """
+
+    clean = "clean"
+    scaled = "scaled"
+    noised = "noised"
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """How a policy starts from its previous chunk.
+
+    Attributes:
+        level: noise level of the start; at or above the noisiest level of the policy's sampler: always full denoising.
+        steps: network forwards from there, evenly spaced levels; null: the sampler's own levels at or below `level`.
+        start: clean, scaled or noised.
+        discrete_at: elements of the action that take two values; null: the grippers that the spec names. [] for none.
+        discrete_scale: size of the sign of such an element in the guess, normalised; 0.1 as in RTI-DP, 0 forgets it.
+        max_jump: largest change of an observed element between decisions, in normalised units (standard deviations of
+            the training data); more means full denoising.
+    """
+
+    level: int = -1
+    steps: int | None = None
+    start: StartKind = StartKind.noised
+    discrete_at: tuple[int, ...] | None = None
+    discrete_scale: float = 0.1
+    max_jump: float = 2.0
+
+    def validate(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: no level, or a number out of range.
+        """
+        if self.level < 0 or (self.steps is not None and self.steps < 1):
+            raise ConfigError(
+                "rti", expected="level of 0 or more, steps of 1 or more", got=f"level={self.level} steps={self.steps}",
+                hint="E.g. rti.level=21 rti.steps=3; docs/rti.md says what they mean.",
+            )  # fmt: skip
+        if not (0 <= self.discrete_scale <= 1 and self.max_jump > 0):
+            raise ConfigError(
+                "rti", expected="discrete_scale in 0..1, max_jump above 0",
+                got=f"discrete_scale={self.discrete_scale} max_jump={self.max_jump}", hint="Correct these fields.",
+            )  # fmt: skip
+
+
+def shift_chunk(chunk: Float[Array, "B Tp A"], executed: int) -> Float[Array, "B Tp A"]:
+    """The rest of a chunk of which `executed` actions were played, its last action repeated.
+
+    Raises:
+        PolicyError: executed is not in 0..Tp.
+    """
+    horizon = chunk.shape[1]
+    if not 0 <= executed <= horizon:
+        raise PolicyError(
+            "shift of a chunk", expected=f"0 to {horizon} executed actions", got=str(executed),
+            hint="Count the actions since this chunk was chosen.",
+        )  # fmt: skip
+    return torch.cat([chunk[:, executed:], chunk[:, -1:].expand(-1, executed, -1)], dim=1)
+
+
+def scale_discrete(guess: Float[Array, "B Tp A"], at: Sequence[int], scale: float) -> Float[Array, "B Tp A"]:
+    """The guess with its elements `at` replaced by their sign (zero counts as +) times `scale`."""
+    signs = threshold_discrete(guess, at)
+    factor = torch.ones(guess.shape[-1], dtype=guess.dtype, device=guess.device)
+    factor[list(at)] = scale
+    return signs * factor
+
+
+def threshold_discrete(chunk: Float[Array, "B Tp A"], at: Sequence[int]) -> Float[Array, "B Tp A"]:
+    """The chunk with its elements `at` replaced by -1 or +1, the ends of a normalised element (zero: +1)."""
+    out = chunk.clone()
+    index = list(at)
+    out[..., index] = torch.where(chunk[..., index] >= 0, 1.0, -1.0).to(chunk.dtype)
+    return out
+
+
+def start_latent(
+    guess: Float[Array, "B Tp A"], noise: Float[Array, "B Tp A"], *, level: int, num_levels: int, kind: StartKind
+) -> Float[Array, "B Tp A"]:
+    """The latent at `level` that a guess stands for; `noise` (standard normal) is read for `noised` alone."""
+    if kind is StartKind.clean:
+        return guess
+    levels = torch.full((len(guess),), level, dtype=torch.int64, device=guess.device)
+    drawn = noise if kind is StartKind.noised else torch.zeros_like(guess)
+    return add_noise(guess, drawn, levels, squared_cosine_alpha_bar(num_levels).to(guess.device))
+
+
+def remaining_sampler(full: Sampler, level: int, steps: int | None = None) -> Sampler:
+    """The sampler of a warm start: that of the policy with the levels that remain from `level` down.
+
+    Args:
+        full: the sampler of the policy (any mode, so DDIM and DDPM).
+        level: of the start.
+        steps: evenly spaced from `level` to the last level of `full`; None: the levels of `full` at or below `level`.
+
+    Returns:
+        `full` itself when `level` reaches its noisiest level: then there is nothing to start from but noise.
+
+    Raises:
+        PolicyError: no such levels, or more forwards than full denoising takes.
+    """
+    if level >= full.levels[0]:
+        kept = full.levels if steps in (None, full.num_steps) else ()
+    elif steps is None:
+        kept = tuple(known for known in full.levels if known <= level)
+    else:
+        last = full.levels[-1]
+        fits = last <= level and 1 <= steps <= min(full.num_steps, level - last + 1)
+        kept = _spread(level, last, steps) if fits else ()
+    if not kept:
+        raise PolicyError(
+            "rti levels", expected=f"a start within levels {full.levels[-1]}..{full.levels[0]} of the policy, in at most "
+            f"{full.num_steps} steps and as many as there are levels", got=f"level {level}, steps {steps}",
+            hint="Leave rti.steps out for the policy's own levels at or below rti.level.",
+        )  # fmt: skip
+    return full if kept == full.levels else replace(full, levels=kept)
+
+
+def _spread(level: int, last: int, steps: int) -> tuple[int, ...]:
+    return (level,) if steps == 1 else tuple(last + k for k in linspace_levels(level - last + 1, steps))
+
+
+def gaussian_contraction(sampler: Sampler, spread: float) -> float:
+    """Factor by which the mean of a chain shrinks the distance of two starts, for data N(mu, spread^2) and its exact denoiser.
+
+    Without clip_sample. RTI then is a low-pass on the plan with this pole: near 1 it hardly corrects, near 0 it
+    forgets. Both modes of the sampler; design: rpd_rti_onestep.md 2.4 and 7.1.
+
+    Args:
+        sampler: levels from the start on.
+        spread: standard deviation of the data around the mode, normalised units, above 0.
+    """
+    free = replace(sampler, prediction=Prediction.sample, clip_sample=None)
+    alpha_bar = squared_cosine_alpha_bar(sampler.num_levels)
+    slope = torch.ones(1, 1, 1, dtype=torch.float64)
+    for step, level in enumerate(sampler.levels):
+        ab = float(alpha_bar[level])
+        clean = math.sqrt(ab) * spread**2 / (ab * spread**2 + 1 - ab)
+        slope, _std = reverse_step(free, slope, clean * slope, step)
+    return float(slope)
+
+
+def measured_contraction(
+    finish: Callable[[Float[Array, "B Tp A"]], Float[Array, "B Tp A"]],
+    latent: Float[Array, "B Tp A"],
+    *,
+    radius: float,
+    generator: torch.Generator,
+) -> Float[Array, " B"]:
+    """Distance of two chunks over the distance of their starts, one random direction a row.
+
+    Args:
+        finish: from a start to the chunk, with the same noise at every call.
+        latent: the starts.
+        radius: distance of the second start, root mean square over the elements, above 0.
+        generator: of the directions, on the CPU.
+    """
+    direction = torch.randn(latent.shape, generator=generator).to(latent)
+    direction = direction / direction.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    difference = finish(latent + radius * direction) - finish(latent)
+    return difference.square().mean(dim=(1, 2)).sqrt() / radius
+
+
+def keep_odds(alpha_bar: float, *, value: float, guess: float) -> float:
+    """Odds that a two-valued element (+-value, equal prior) keeps its sign when `guess` is taken for its latent."""
+    return math.exp(2 * math.sqrt(alpha_bar) * value * guess / (1 - alpha_bar))
