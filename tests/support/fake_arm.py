@@ -51,18 +51,20 @@ class FakeArm:
         domain: its ROS domain.
         reliability, durability: of its publishers.
         also: more topics to listen to: name in `heard` -> [topic, type].
+        inside: words before its command line, for example those that enter a network namespace.
         options: first values of Options.
     """
 
     def __init__(
         self, card: str | Path, domain: int, *, reliability: str = "reliable", durability: str = "volatile",
-        also: dict[str, list[str]] | None = None, **options: Any,
+        also: dict[str, list[str]] | None = None, inside: tuple[str, ...] = (), **options: Any,
     ) -> None:  # fmt: skip
         settings = {"card": str(card), "reliability": reliability, "durability": durability, "options": options}
         settings["also"] = also or {}
+        discovery = "SUBNET" if inside else "LOCALHOST"  # a namespace of its own has no other machine in it
         self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"},
+            [*inside, sys.executable, __file__, json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=os.environ | {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": discovery}, text=True,
         )  # fmt: skip
         self.heard: queue.Queue[dict[str, Any]] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
