@@ -25,9 +25,10 @@ from robot_rl.data.element_names import gripper_elements
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
+from robot_rl.wrapped_policy import WrappedPolicy
 
 from .acting import check_noise
-from .diffusion import DiffusionPolicy, DiffusionPolicyConfig
+from .diffusion import DiffusionPolicy
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class _Last:
     known: torch.Tensor
 
 
-class WarmStartedPolicy:
+class WarmStartedPolicy(WrappedPolicy):
     """A Policy around a DiffusionPolicy; its weights and its sampling mode are those of the policy.
 
     Args:
@@ -74,29 +75,13 @@ class WarmStartedPolicy:
 
     def __init__(self, policy: DiffusionPolicy, warm: WarmStart) -> None:
         warm.validate()
-        self.policy, self.warm = policy, warm
+        super().__init__(policy)
+        self.warm = warm
         self.sampler = remaining_sampler(policy.sampler, warm.level, warm.steps)
         self.is_full = self.sampler == policy.sampler
         self.discrete_at = _discrete_elements(policy.spec, warm)
         self.counts = WarmCounts()
         self._last: _Last | None = None
-
-    @property
-    def config(self) -> DiffusionPolicyConfig:
-        """Of the policy."""
-        return self.policy.config
-
-    @property
-    def spec(self) -> EnvSpec:
-        """Of the policy."""
-        spec: EnvSpec = self.policy.spec
-        return spec
-
-    @property
-    def device(self) -> torch.device:
-        """Of the policy."""
-        device: torch.device = self.policy.device
-        return device
 
     @property
     def sampling(self) -> str:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = ("envs", "policies", "hardware")
 LAYERS = (
     {"types", "specs", "errors", "arrays"},
-    {"contracts", "algorithms", "data", "deploy"},
+    {"contracts", "wrapped_policy", "algorithms", "data", "deploy"},
     {"checks", "rollout", "runs", "fitting"},
     {"stages", "workbench"},
     {"cli", "cli_help", "__main__"},

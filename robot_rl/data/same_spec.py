@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from robot_rl.data.episode_rows import schema_differences
-from robot_rl.errors import DataError
+from robot_rl.errors import DataError, PolicyError
 from robot_rl.specs import ActionSemantics, EnvSpec
 
 _COLLECT = "Collect with the policy's environment, or convert the data (`robot-rl data convert`)."
@@ -37,6 +37,28 @@ def require_same_spec(
         got=f"those of {stored.env_id} with another one:{table}\n  " + "\n  ".join(differences) + "\n",
         hint=hint,
     )
+
+
+def require_same_actions(
+    trained: ActionSemantics, taken: ActionSemantics, *, where: str, taker: str, hint: str
+) -> None:
+    """Refuse a policy whose actions mean something else than what an environment or robot takes.
+
+    Args:
+        trained: of the policy's data.
+        taken: of the environment or robot.
+        where: of the policy, for the error.
+        taker: name of the environment or robot.
+        hint: what to do about it.
+
+    Raises:
+        PolicyError: with both declarations.
+    """
+    if trained != taken:
+        raise PolicyError(
+            f"{where}: action semantics", expected=f"what it was trained with (data), not what {taker} takes (wanted)",
+            got="\n" + declarations(trained, taken) + "\n", hint=hint,
+        )  # fmt: skip
 
 
 def table_of_semantics(stored: EnvSpec, wanted: EnvSpec) -> str:

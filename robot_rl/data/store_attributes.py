@@ -43,7 +43,6 @@ def store_attributes(spec: EnvSpec, metadata: Mapping[str, Any], images: str) ->
         "action": stored["action_semantics"],
         "arrays": {key: name for key, name in names.items() if key.removeprefix("final/") not in videos},
         "crc32_columns": [*names.values(), er.TEXT, "row of the other meta arrays"],
-        "metadata": dict(metadata),
     }
     if images != ARRAYS:
         files = {key: f"{FOLDER}/{key.replace('/', '__')}/<episode>.mp4" for key in videos}
@@ -67,8 +66,8 @@ def changed_attributes(content: Mapping[str, Any], metadata: Mapping[str, Any]) 
     Raises:
         TypeError, ValueError: the metadata are no JSON.
     """
-    checksum = _checksum(json.loads(json.dumps(dict(metadata), allow_nan=False)))
-    changed = {**content, "metadata": dict(metadata), METADATA_CHECKSUM: checksum}
+    stored = json.loads(json.dumps(dict(metadata), allow_nan=False))
+    changed = {**content, "metadata": stored, METADATA_CHECKSUM: _checksum(stored)}
     return json.dumps(changed, indent=1, allow_nan=False).encode()
 
 

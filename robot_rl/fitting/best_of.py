@@ -16,13 +16,13 @@ from robot_rl.errors import ConfigError, PolicyError, RobotRlError
 from robot_rl.fitting.denoising_ppo import executed_action
 from robot_rl.runs.checkpoint import Checkpoint, load_policy
 from robot_rl.runs.config import build
-from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
+from robot_rl.wrapped_policy import WrappedPolicy
 
 HINT = "Leave best_of and critic out for a one-step or exported policy."
 
 
-class BestOfPolicy:
+class BestOfPolicy(WrappedPolicy):
     """A Policy around a DiffusionPolicy and a critic. It keeps nothing between calls.
 
     Args:
@@ -39,24 +39,8 @@ class BestOfPolicy:
         if number < 1:
             raise ConfigError("best_of", expected="at least 1", got=str(number), hint="Set best_of=8.")
         check_is_diffusion(policy, "best of N", hint=HINT)
-        self.policy, self.critic, self.number = policy, critic, number
-
-    @property
-    def config(self) -> Any:
-        """Of the policy."""
-        return self.policy.config
-
-    @property
-    def spec(self) -> EnvSpec:
-        """Of the policy."""
-        spec: EnvSpec = self.policy.spec
-        return spec
-
-    @property
-    def device(self) -> torch.device:
-        """Of the policy."""
-        device: torch.device = self.policy.device
-        return device
+        super().__init__(policy)
+        self.critic, self.number = critic, number
 
     @property
     def sampling(self) -> str:

@@ -31,7 +31,7 @@ import numpy as np
 
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.contracts import Robot
-from robot_rl.data.same_spec import declarations
+from robot_rl.data.same_spec import require_same_actions
 from robot_rl.deploy.ahead import AheadConfig
 from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.control_loop import ControlLoop
@@ -201,12 +201,10 @@ def require_same(policy: EnvSpec, robot: EnvSpec, card: RobotCard, *, where: str
             where, expected=f"a policy for robot {card.robot!r} (card {card.name!r})", got=f"one for {policy.robot!r}",
             hint="Choose the card of the policy's robot.",
         )  # fmt: skip
-    if policy.action_semantics != robot.action_semantics:
-        raise PolicyError(
-            f"{where}: action semantics", expected=f"what it was trained with (data), not what {card.name} takes (wanted)",
-            got="\n" + declarations(policy.action_semantics, robot.action_semantics) + "\n",
-            hint="Give the driver the environment the policy was trained with, or another card.",
-        )  # fmt: skip
+    require_same_actions(
+        policy.action_semantics, robot.action_semantics, where=where, taker=card.name,
+        hint="Give the driver the environment the policy was trained with, or another card.",
+    )  # fmt: skip
 
 
 def scene_of(driver: dict[str, Any], robot: Any, card: RobotCard) -> Scene:

@@ -27,7 +27,7 @@ from robot_rl.algorithms.disturbance import Push, Shift
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.algorithms.throughput import longest_run, successes_an_hour
 from robot_rl.algorithms.warm_start import WarmStart
-from robot_rl.data.same_spec import declarations
+from robot_rl.data.same_spec import require_same_actions
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.deploy.onnx_policy import TENSORRT_PROVIDER
@@ -318,12 +318,9 @@ def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
         PolicyError: naming the first difference.
     """
     # First: another control mode often has another size too, and the size alone doesn't say what is wrong.
-    if trained.action_semantics != given.action_semantics:
-        raise PolicyError(
-            f"{where}: action semantics", expected=f"what it was trained with (data), not what {given.env_id} takes (wanted)",
-            got="\n" + declarations(trained.action_semantics, given.action_semantics) + "\n",
-            hint="Use the environment configuration the policy was trained with.",
-        )  # fmt: skip
+    hint = "Use the environment configuration the policy was trained with."
+    actions = (trained.action_semantics, given.action_semantics)
+    require_same_actions(*actions, where=where, taker=given.env_id, hint=hint)
     pairs = [
         ("action size", trained.action.size, given.action.size),
         ("control_hz", trained.control_hz, given.control_hz),
@@ -339,5 +336,5 @@ def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
                 f"{where}: {name}",
                 expected=f"{expected} (what it was trained with)",
                 got=f"{got} (what {given.env_id} offers)",
-                hint="Use the environment configuration the policy was trained with.",
+                hint=hint,
             )

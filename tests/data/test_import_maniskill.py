@@ -341,28 +341,33 @@ def test_clouds_come_in_the_base_frame(tmp_path: Path) -> None:
     assert any("pointcloud/segmentation" in note and "pointcloud/xyzw" not in note for note in report.notes)
 
 
-def test_depth_in_metres(tmp_path: Path) -> None:
-    path = toy(tmp_path, (1,), flat=False)
-    depth = np.arange(2 * 2 * 3, dtype=np.int16).reshape(2, 2, 3, 1) * 250
+def _with_depth(folder: Path, shape: tuple[int, ...], dtype: str) -> tuple[Path, EnvSpec]:
+    """Element n is n * 250 mm; the spec has another shape or type where the caller says so."""
+    path = toy(folder, (1,), flat=False)
     with h5py.File(path, "a") as file:
+        depth = np.arange(2 * 2 * 3, dtype=np.int16).reshape(2, 2, 3, 1) * 250
         file["traj_0/obs/sensor_data/hand/depth"] = depth
-    for shape, dtype, message in (
-        ((2, 3, 1), "float32", ""),
-        ((3, 2, 1), "float32", "int16"),
-        ((2, 3, 1), "uint8", "uint8"),
-    ):
-        seen = {"proprio": SPEC.observation["proprio"], "depth/hand": ArraySpec("depth/hand", shape, dtype)}
-        spec, target = replace(SPEC, observation=seen), tmp_path / f"out{len(message)}.zarr"
-        if message:
-            with pytest.raises(DataError, match=message):
-                bring_in(path, tmp_path / "refused.zarr", spec=spec)
-            continue
-        report = bring_in(path, target, spec=spec)
-        assert not any("depth" in note for note in report.notes)
-        with EpisodeStore.open(target) as store:
-            episode = store.episode(0)
-        np.testing.assert_allclose(episode.observation["depth/hand"][0, 1, :, 0], [0.75, 1.0, 1.25])
-        np.testing.assert_allclose(episode.final_observation["depth/hand"][1, 2, 0], 2.75)
+    seen = {"proprio": SPEC.observation["proprio"], "depth/hand": ArraySpec("depth/hand", shape, dtype)}
+    return path, replace(SPEC, observation=seen)
+
+
+def test_depth_in_metres(tmp_path: Path) -> None:
+    path, spec = _with_depth(tmp_path, (2, 3, 1), "float32")
+    report = bring_in(path, tmp_path / "out.zarr", spec=spec)
+    assert not any("depth" in note for note in report.notes)
+    with EpisodeStore.open(tmp_path / "out.zarr") as store:
+        episode = store.episode(0)
+    np.testing.assert_allclose(episode.observation["depth/hand"][0, 1, :, 0], [0.75, 1.0, 1.25])
+    np.testing.assert_allclose(episode.final_observation["depth/hand"][1, 2, 0], 2.75)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"), [((3, 2, 1), "float32", "int16"), ((2, 3, 1), "uint8", "uint8")]
+)
+def test_depth_of_another_spec(tmp_path: Path, shape: tuple[int, ...], dtype: str, message: str) -> None:
+    path, spec = _with_depth(tmp_path, shape, dtype)
+    with pytest.raises(DataError, match=message):
+        bring_in(path, tmp_path / "refused.zarr", spec=spec)
 
 
 @pytest.mark.parametrize(

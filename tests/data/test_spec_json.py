@@ -114,14 +114,21 @@ def believable(document: dict[str, Any]) -> None:
     document["spec"]["action"]["low"][0] = -2.0
 
 
+def assert_refused(store: Path, part: str) -> None:
+    """By whoever opens the store, and by whoever looks for damage."""
+    with pytest.raises(
+        DataError, match=rf"a.zarr/.zattrs, {part}: expected the {part} that was written \({part}_sha256"
+    ):
+        EpisodeStore.open(store)
+    with pytest.raises(DataError, match=rf"\.zattrs, {part}: one with .*--like STORE"):
+        survey(store)
+
+
 def test_a_store_refuses_a_spec_that_was_changed_behind_its_back(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
     EpisodeStore.create(store, SPEC).close()
     edit(store, believable)
-    with pytest.raises(DataError, match=r"a.zarr/.zattrs, spec: expected the spec that was written \(spec_sha256"):
-        EpisodeStore.open(store)
-    with pytest.raises(DataError, match=r"\.zattrs, spec: one with .*--like STORE"):
-        survey(store)
+    assert_refused(store, "spec")
     edit(store, lambda document: document.pop("spec_sha256"))  # what the hint says, for an edit that is meant
     with EpisodeStore.open(store) as opened:
         assert opened.spec.action.low == (-2.0, -0.5)
@@ -139,10 +146,7 @@ def test_card_and_history_are_under_a_checksum_too(tmp_path: Path) -> None:
         document["metadata"]["card"]["licence"] = "MIU"
 
     edit(store, flip)
-    with pytest.raises(DataError, match=r"a.zarr/.zattrs, metadata: expected the metadata that was written"):
-        EpisodeStore.open(store)
-    with pytest.raises(DataError, match=r"\.zattrs, metadata: one with .*--like STORE"):
-        survey(store)
+    assert_refused(store, "metadata")
     edit(store, lambda document: document.pop("metadata_sha256"))  # what the hint says, for an edit that is meant
     with EpisodeStore.open(store) as opened:
         assert opened.metadata["card"]["licence"] == "MIU"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("mani_skill")
+
+from software_vulkan import software_icd
 
 from robot_rl.contracts import VectorEnv
 from robot_rl.envs import headless
@@ -194,11 +195,6 @@ def test_seeds_beyond_maniskills_range(pick):
         pick.reset([2**32])
 
 
-def _software_icd() -> str | None:
-    places = (os.environ.get("ROBOT_RL_TEST_VULKAN_ICD", ""), *headless._SWIFTSHADER)
-    return next((place for place in places if place and Path(place).is_file()), None)
-
-
 def _run(code: str, *arguments: str) -> str:
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
@@ -227,7 +223,7 @@ for task, mode, size in (("PickCube-v1", "pd_ee_delta_pos", 4), ("PushT-v1", "pd
 
 
 def test_physics_is_the_same_with_and_without_a_renderer():
-    icd = _software_icd()
+    icd = software_icd()
     if icd is None:
         pytest.skip("no SwiftShader here (apt-get install chromium-common)")
     with_renderer, without = _run(_ENV_STATES, icd), _run(_ENV_STATES)
@@ -273,7 +269,7 @@ else:
 @pytest.mark.slow
 @pytest.mark.parametrize("obs_mode", ["rgb", "pointcloud"])
 def test_images_by_software(obs_mode):
-    icd = _software_icd()
+    icd = software_icd()
     if icd is None:
         pytest.skip("no SwiftShader here (apt-get install chromium-common)")
     assert "RANGE" in _run(_IMAGES, icd, obs_mode)

@@ -256,6 +256,7 @@ def test_dataset_of_other_actions_is_refused(place: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     assert "action semantics" in done.stderr
     assert "pd_ee_delta_pos" in done.stderr
+    assert "delta_position" in done.stderr
 
 
 def test_truncated_dataset_is_named(place: Path, tmp_path: Path) -> None:
