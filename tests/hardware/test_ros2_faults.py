@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,20 @@ def two_networks() -> Iterator[tuple[str, str, str]]:
             run_tool("ip", "-n", name, "addr", "add", address, "dev", end)
             for device in ("lo", end):
                 run_tool("ip", "-n", name, "link", "set", device, "up")
+        _wait_until_settled(first, second)
         yield first, second, two
     finally:
         for name in (first, second):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _wait_until_settled(*names: str) -> None:
+    """A participant that starts while an address of its link is still tentative (IPv6, 1 to 2 s) finds nobody."""
+    end = time.monotonic() + 10.0
+    for name in names:
+        while subprocess.run(["ip", "-n", name, "addr", "show", "tentative"], capture_output=True, check=True).stdout:
+            assert time.monotonic() < end, f"addresses of {name} stay tentative"
+            time.sleep(0.05)
 
 
 def assert_stale_hold(told: dict[str, Any]) -> None:
