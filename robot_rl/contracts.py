@@ -12,6 +12,7 @@ from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.deploy.robot_card import RobotCard
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
+from robot_rl.teleop.commands import DeviceStatus, TeleopCommand
 from robot_rl.types import ActionChunk, CameraFrame, CameraStatus, Goal, Observation, Reading, StepResult
 
 
@@ -189,8 +190,32 @@ class Camera(Protocol):
 
 @runtime_checkable
 class TeleopDevice(Protocol):
-    """A person's input device."""
+    """A person's input device. Used by one thread."""
 
-    def read(self) -> tuple[Float32[Array, " A"], bool, frozenset[str]]:
-        """Action, whether the person is engaged, and the buttons held."""
+    @property
+    def name(self) -> str:
+        """For the screen and the log."""
+        ...
+
+    def connect(self) -> None:
+        """Open it and check that it answers; after a failure it may be called again.
+
+        Raises:
+            DeployError: the named device is missing, or may not be opened; with what to do.
+        """
+        ...
+
+    def read(self) -> TeleopCommand:
+        """The newest command, at once; the same one again when there is no newer. Its stamp tells its age.
+
+        A lost device is no error here: its last command gets older, and the clutch lets go.
+        """
+        ...
+
+    def status(self) -> DeviceStatus:
+        """Counters, problems and help; never raises, never waits."""
+        ...
+
+    def close(self) -> None:
+        """Give the device back (terminal modes, too); also twice."""
         ...

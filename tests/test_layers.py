@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = ("envs", "policies", "hardware")
 LAYERS = (
     {"types", "specs", "errors", "arrays"},
-    {"contracts", "wrapped_policy", "algorithms", "data", "deploy"},
+    {"contracts", "wrapped_policy", "algorithms", "data", "deploy", "teleop"},
     {"checks", "rollout", "runs", "fitting"},
     {"stages", "workbench"},
     {"cli", "cli_help", "__main__"},
@@ -46,7 +46,7 @@ OPTIONAL = {
     "diffusers",
 }
 # Parts that a robot computer loads: numpy and the standard library.
-TORCH_FREE = {"types", "specs", "errors", "arrays", "deploy", "cli", "cli_help"}
+TORCH_FREE = {"types", "specs", "errors", "arrays", "deploy", "teleop", "cli", "cli_help"}
 
 
 @dataclass(frozen=True)

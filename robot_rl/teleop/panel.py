@@ -1,0 +1,104 @@
+"""Between a session and who watches it: what is shown, and what is asked for. The page, a terminal and tests are panels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from robot_rl.arrays import Array, UInt8
+
+EVENTS = (
+    "start", "stop", "success", "failure", "discard", "save", "rerecord", "pause", "resume", "subtask", "note", "undo",
+    "reset", "estop", "release", "quit", "save_last",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PanelEvent:
+    """What a person asked for.
+
+    Attributes:
+        name: of EVENTS.
+        text: of a note or a subtask.
+        stamp_s: when it was asked, CLOCK_MONOTONIC seconds; labels are aligned to it, not to when they are read.
+        by: who ("page:<operator>", "keyboard", ...), for the log.
+    """
+
+    name: str
+    text: str = ""
+    stamp_s: float = 0.0
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class SessionView:
+    """What people see of a session, JSON types but for the pictures.
+
+    Attributes:
+        state: of the episode machine.
+        allowed: events that do something now.
+        message: what is to be done, in one sentence.
+        episode: of the running one: number, steps, seconds, source, interventions, subtask, label, problems.
+        totals: episodes saved and wanted, successes, failures, discarded, disk bytes left, seconds of data.
+        loop: rate_hz wanted and achieved, late_p99_ms, skipped, and queued rows of the writer.
+        ages_ms: stream -> age of its newest reading.
+        proprio: element name -> value; `action`: likewise, as sent after safety.
+        action: see proprio.
+        pose: of the tool in the base frame (m, quaternion wxyz), `joints`: joint name -> rad, for the drawn view.
+        joints: see pose.
+        scene: name -> position (m, base frame) of what a simulator knows (cube, goal), for the drawn view.
+        limits: reasons of the safety layer now ("velocity", "workspace", ...), shown to the operator.
+        device: DeviceStatus as a dict.
+        episodes: of the dataset, newest last: number, length, success, label, rate_hz, problems, thumbnail key.
+        pictures: camera or "render" -> uint8 (H, W, 3) RGB.
+    """
+
+    state: str
+    allowed: tuple[str, ...] = ()
+    message: str = ""
+    episode: Mapping[str, Any] = field(default_factory=dict)
+    totals: Mapping[str, Any] = field(default_factory=dict)
+    loop: Mapping[str, Any] = field(default_factory=dict)
+    ages_ms: Mapping[str, float] = field(default_factory=dict)
+    proprio: Mapping[str, float] = field(default_factory=dict)
+    action: Mapping[str, float] = field(default_factory=dict)
+    pose: tuple[float, ...] = ()
+    joints: Mapping[str, float] = field(default_factory=dict)
+    scene: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+    device: Mapping[str, Any] = field(default_factory=dict)
+    episodes: tuple[Mapping[str, Any], ...] = ()
+    pictures: Mapping[str, UInt8[Array, "H W 3"]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class OperatorPanel(Protocol):
+    """Shows a session and hears people. No call waits or raises for what a viewer does; the loop calls them every period."""
+
+    def publish(self, view: SessionView) -> None:
+        """Show this; a slow viewer misses views, never holds up the caller."""
+        ...
+
+    def events(self) -> list[PanelEvent]:
+        """Everything asked for since the last call, in order."""
+        ...
+
+    def close(self) -> None:
+        """Take it down; also twice."""
+        ...
+
+
+@dataclass(frozen=True)
+class EpisodePages:
+    """What a panel may ask for about saved episodes, beside the stream of views; called from the panel's own threads.
+
+    Attributes:
+        thumbnail: episode number -> uint8 (H, W, 3), or None when there is no picture.
+        frames: (episode, first, count) -> dict of times, proprio, action, source and pictures of these steps.
+        health: rows of `robot-rl data check` of the dataset.
+    """
+
+    thumbnail: Any
+    frames: Any
+    health: Any
