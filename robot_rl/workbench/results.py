@@ -180,7 +180,8 @@ def _from_bench(document: Mapping[str, Any]) -> dict[str, Any]:
             rows.append(
                 {"bench": name, "figure": "the machine was overloaded", "value": f"figures of {name} do not count"}
             )
-    return {"title": "benchmarks", "rows": rows, **_origin(document, seeds="0, fixed in the code")}
+    title = f"benchmarks: {', '.join(document['results'])}"
+    return {"title": title, "rows": rows, **_origin(document, seeds="0, fixed in the code")}
 
 
 def _origin(document: Mapping[str, Any], *, seeds: str) -> dict[str, Any]:
