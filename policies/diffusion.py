@@ -197,6 +197,17 @@ class DiffusionPolicy(ChainPolicy):
         other.sampler = other.config.sampler
         return other
 
+    def with_steps(self, num_steps: int, *, mode: SamplingMode | None = None) -> DiffusionPolicy:
+        """The same weights (shared, not copied) with another number of denoising steps, and another mode if one is given.
+
+        Raises:
+            PolicyError: more steps than levels, or none.
+        """
+        other = copy.copy(self)
+        other.config = replace(self.config, num_steps=num_steps, mode=self.config.mode if mode is None else mode)
+        other.sampler = other.config.sampler
+        return other
+
     def loss(self, window: Window, generator: torch.Generator) -> tuple[Float32[Array, ""], dict[str, float]]:
         """Denoising loss, mean square over the valid elements of a batch; levels and noise from `generator`.
 

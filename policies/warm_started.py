@@ -14,6 +14,7 @@ import torch
 from robot_rl.algorithms.diffusion import sample_final
 from robot_rl.algorithms.warm_start import (
     WarmStart,
+    measured_contraction,
     remaining_sampler,
     scale_discrete,
     shift_chunk,
@@ -136,6 +137,36 @@ class WarmStartedPolicy(WrappedPolicy):
         self._count(known, is_warm)
         self._last = _Last(chunk.clamp(-1, 1), frame, torch.ones_like(known))
         return ActionChunk(actions=policy.physical_action(chunk), execute=policy.config.execute)
+
+    @torch.no_grad()
+    def contraction(
+        self,
+        observation: Observation,
+        noise: Float32[Array, "N draws Tp A"],
+        *,
+        generator: torch.Generator,
+        radius: float = 0.1,
+    ) -> Float32[Array, " N"]:
+        """How much of an error of the start is left in the chunk (measured_contraction), around full denoising's chunk.
+
+        Args:
+            observation: one decision of N envs.
+            noise: as `act` takes it.
+            generator: of the directions, on the CPU.
+            radius: root mean square of the error, normalised units.
+        """
+        observation = observation.map(lambda array: torch.as_tensor(array, device=self.device))
+        noise = torch.as_tensor(noise, device=self.device)
+        condition = self.policy.encode(observation)
+        guess = self.policy.sample(condition, noise).clamp(-1, 1)
+        first, kind = self.sampler.levels[0], self.warm.start
+        latent = start_latent(guess, noise[:, 0], level=first, num_levels=self.sampler.num_levels, kind=kind)
+
+        def finish(start: Array) -> Array:
+            draws = torch.cat([start[:, None], noise[:, 1 : self.sampler.noise_draws]], dim=1)
+            return sample_final(lambda x, level: self.policy.denoiser(x, level, condition), draws, self.sampler)
+
+        return measured_contraction(finish, latent, radius=radius, generator=generator)
 
     def _continue(self, last: Array, condition: Array, noise: Array) -> Array:
         """The chunks that follow the `last` ones, normalised."""

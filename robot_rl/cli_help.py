@@ -29,6 +29,7 @@ TOOLS = (
     "adapt",
     "ros2",
     "curves",
+    "rti",
     "calibrate",
 )
 COMMANDS = (*STAGES, *TOOLS, "info")

@@ -1,0 +1,112 @@
+"""The settings that `robot-rl rti tune` compares: samplers around one policy's weights, and one-step heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.algorithms.warm_start import WarmStart
+from robot_rl.contracts import check_is_diffusion
+from robot_rl.errors import ConfigError, PolicyError
+from robot_rl.runs.checkpoint import load_policy
+
+REFERENCE = "own sampler"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to act.
+
+    Attributes:
+        name: of the row.
+        kind: full, ddim (fewer steps), rti, plain (RTI without the handling of two-valued elements) or one.
+        policy: a Policy.
+        forwards: of the network, a warm decision.
+    """
+
+    name: str
+    kind: str
+    policy: Any
+    forwards: int
+
+
+def reference_of(run: str) -> Setting:
+    """The policy with its own sampler.
+
+    Args:
+        run: run or checkpoint of a diffusion policy.
+
+    Raises:
+        PolicyError: no diffusion policy.
+    """
+    policy = _loaded(run)
+    check_is_diffusion(policy, run, hint="RTI starts a chain of denoising steps; a one-step head has none.")
+    return Setting(REFERENCE, "full", policy, policy.sampler.num_steps)
+
+
+def settings_beside(
+    reference: Setting, *, levels: Sequence[int], forwards: Sequence[int], one_step: Sequence[str], ddpm: bool,
+    max_jump: float,
+) -> list[Setting]:  # fmt: skip
+    """All settings of a study but the reference.
+
+    Args:
+        reference: see reference_of.
+        levels: RTI starts from; those at or above the noisiest level of the policy are left out.
+        forwards: of RTI and of DDIM.
+        one_step: runs of heads.
+        ddpm: also every level, with noise.
+        max_jump: see WarmStart.
+
+    Raises:
+        PolicyError: a head of another environment.
+        ConfigError: no level is below the noisiest one.
+    """
+    policy = reference.policy
+    own = policy.sampler
+    out: list[Setting] = []
+    if ddpm:
+        every = policy.with_steps(own.num_levels, mode=SamplingMode.eta1)
+        out.append(Setting(f"DDPM, {own.num_levels} steps", "ddim", every, own.num_levels))
+    counts = [count for count in sorted({*forwards, 5}, reverse=True) if count < own.num_steps]
+    out += [
+        Setting(f"DDIM, {count} steps", "ddim", policy.with_steps(count, mode=SamplingMode.eta0), count)
+        for count in counts
+    ]
+    starts = [level for level in levels if level < own.levels[0]]
+    if not starts:
+        raise ConfigError(
+            "rti tune --levels", expected=f"a level below {own.levels[0]}, the policy's noisiest", got=str(list(levels)),
+            hint="At the noisiest level RTI is full denoising.",
+        )  # fmt: skip
+    for level in starts:
+        for count in forwards:
+            if count <= min(own.num_steps, level - own.levels[-1] + 1):
+                warm = WarmStart(level=level, steps=count, max_jump=max_jump)
+                handled = policy.warm_started(warm)
+                out.append(Setting(f"RTI, level {level}, {count} steps", "rti", handled, count))
+                if handled.discrete_at:
+                    plain = policy.warm_started(replace(warm, discrete_at=()))
+                    out.append(
+                        Setting(f"RTI, level {level}, {count} steps, gripper not handled", "plain", plain, count)
+                    )
+    for path in one_step:
+        head = _loaded(path)
+        if head.spec != policy.spec:
+            raise PolicyError(
+                path, expected=f"a head of {policy.spec.env_id}", got=head.spec.env_id, hint="Another run?"
+            )
+        steps = getattr(getattr(head, "sampler", None), "num_steps", 1)
+        out.append(
+            Setting(f"one-step head {Path(path).name}" if len(one_step) > 1 else "one-step head", "one", head, steps)
+        )
+    return out
+
+
+def _loaded(run: str) -> Any:
+    policy, _spec, _checkpoint = load_policy(Path(run))
+    policy.eval()
+    return policy

@@ -1,0 +1,113 @@
+"""`robot-rl rti tune`: the rule on rows made by hand, and a whole study of an untrained policy on the point task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robot_rl.data.normalizer import Normalizer
+from robot_rl.envs.point_reach import PointReach, PointReachConfig
+from robot_rl.errors import ConfigError, PolicyError
+from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
+from robot_rl.policies.onestep import OneStepPolicy
+from robot_rl.runs.checkpoint import save_checkpoint
+from robot_rl.runs.rti_verdict import warning_of
+from robot_rl.workbench import rti
+from robot_rl.workbench.rti_settings import reference_of, settings_beside
+from robot_rl.workbench.rti_trial import distance, play
+
+
+def saved(folder: Path, policy: Any, target: str) -> Path:
+    node = {"_target_": target, "config": policy.config.to_json()}
+    documents = {"policy": node, "spec": policy.spec.to_json(), "normalizer": policy.normalizer.to_json()}
+    folder.mkdir()
+    return save_checkpoint(folder, step=1, tensors={"policy": policy.state_dict()}, documents=documents)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A diffusion policy and a one-step head of it, both untrained."""
+    torch.manual_seed(0)
+    spec = PointReach(PointReachConfig(), num_envs=1).spec
+    sizes = {key: array.size for key, array in spec.observation.items()} | {"action": spec.action.size}
+    config = DiffusionPolicyConfig(horizon=4, execute=2, hidden_width=16, level_embedding=8)
+    policy = DiffusionPolicy(config, spec, Normalizer.identity(sizes))
+    place = tmp_path_factory.mktemp("rti")
+    diffusion = saved(place / "diffusion", policy, "robot_rl.policies.diffusion.DiffusionPolicy")
+    head = saved(place / "head", policy.one_step_student(), "robot_rl.policies.onestep.OneStepPolicy")
+    assert isinstance(policy.one_step_student(), OneStepPolicy)
+    return diffusion, head
+
+
+def row(name: str, kind: str, forwards: int, k: int, low: float) -> dict[str, Any]:
+    return {"setting": name, "kind": kind, "warm forwards": forwards, "k": k, "low": low, "success once": f"{k}/100"}
+
+
+def test_the_rule_wants_the_interval_above_the_margin_and_few_forwards() -> None:
+    rows = [
+        row("own sampler", "full", 10, 90, 0.0),
+        row("four", "rti", 4, 95, 0.0),  # too many forwards
+        row("wide", "rti", 2, 94, -0.051),  # more successes, but its interval reaches below -5 points
+        row("plain", "plain", 1, 96, 0.0),  # without the handling: shown, never chosen
+        row("three", "rti", 3, 91, -0.02),
+        row("two", "rti", 2, 91, -0.049),
+    ]
+    assert rti.choose(rows) == "two"
+    assert rti.choose(rows[:5]) == "three"
+    assert rti.choose(rows[:4]) is None
+
+
+def test_a_study_writes_what_it_measured_and_the_verdict_is_told(
+    checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, head = checkpoints
+    output = run / "rti.json"
+    words = ["tune", str(run), "--env", "point_reach", "env.max_episode_steps=20", "--episodes", "4", "--levels", "21",
+             "--forwards", "1,2", "--one-step", str(head), "--num-envs", "2"]  # fmt: skip
+    assert "nobody has measured" in str(warning_of(str(run)))
+    assert rti.main(words) == 0
+    document = json.loads(output.read_text())
+    rows = {entry["setting"]: entry for entry in document["rows"]}
+    assert list(rows) == [
+        "own sampler", "DDIM, 5 steps", "DDIM, 2 steps", "DDIM, 1 steps", "RTI, level 21, 1 steps", "RTI, level 21, 2 steps",
+        "one-step head",
+    ]  # fmt: skip
+    # 4 episodes of 10 decisions: 1 in full (10 forwards), the others warm; jumps alone may add full ones.
+    assert rows["own sampler"]["forwards"] == 10
+    assert rows["one-step head"]["forwards"] == 1
+    assert 1 + 9 * 0.1 <= rows["RTI, level 21, 1 steps"]["forwards"] < 4
+    assert rows["own sampler"]["distance"] == 0 < rows["DDIM, 1 steps"]["distance"]
+    assert rows["RTI, level 21, 1 steps"]["contraction"] is not None
+    assert rows["own sampler"]["contraction"] is None
+    assert document["seeds"] == "910000-910003"
+    assert output.with_suffix(".png").stat().st_size > 5_000
+    # Nobody succeeds: a difference of 0 of 4 has an interval far below -5 points, so nothing holds.
+    assert document["chosen"] is None
+    assert str(output) in str(warning_of(str(run)))
+
+
+def test_the_same_sampler_is_no_distance_away_and_plays_the_same(checkpoints: tuple[Path, Path]) -> None:
+    reference = reference_of(str(checkpoints[0]))
+    twin = reference_of(str(checkpoints[0]))
+    env = {"_target_": "robot_rl.envs.point_reach.make_env", "max_episode_steps": 20}
+    assert distance(reference, twin, env, range(3), num_envs=2) == 0.0
+    first, second = (play(setting, env, range(3), num_envs=n) for setting, n in ((reference, 2), (twin, 2)))
+    assert first.records == second.records
+    assert len(first.jumps) == 3 * 9
+    assert np.isfinite(first.jumps).all()
+
+
+def test_wrong_words_are_refused(checkpoints: tuple[Path, Path]) -> None:
+    run, head = checkpoints
+    reference = reference_of(str(run))
+    with pytest.raises(ConfigError, match="below 91"):
+        settings_beside(reference, levels=[91, 95], forwards=[1], one_step=[], ddpm=False, max_jump=2.0)
+    with pytest.raises(PolicyError, match="one-step head has none"):
+        reference_of(str(head))
+    with pytest.raises(ConfigError, match="whole numbers"):
+        rti.main(["tune", str(run), "--env", "point_reach", "--levels", "a", "--episodes", "1"])
