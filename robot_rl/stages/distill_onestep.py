@@ -5,9 +5,12 @@ from it (RL-100, section 1.6, loss `action_same_noise`; rpd_rti_onestep.md 3.4).
 loss=consistency: at every level of the teacher the student must agree with its own slow copy (EMA target) one teacher
 step further, and with the teacher's last step at the end (Song et al. 2023, consistency distillation; `back_up` in
 RL-100's code). One teacher step a sample instead of K, so a gradient step is cheaper; errors add up over the levels.
+loss=distribution: the student's chunks and the teacher's, `samples` of each at an observation, must be as near to each
+other as among themselves (energy distance), whatever noise led to them; `critic` and `reward_weight` pull the student to
+where a critic of the offline stage is high (algorithms/distribution_matching.py).
 
-The teacher is fixed, in evaluation mode, and must be deterministic (eta0 or mean): with fresh noise between its steps
-the student would learn their average.
+The teacher is fixed, in evaluation mode. For regression and consistency it must be deterministic (eta0 or mean): with
+fresh noise between its steps the student would learn their average.
 
 Inputs: a teacher run, the demonstrations, and states of the teacher's own roll-outs. Output: checkpoints of a
 OneStepPolicy.
@@ -16,6 +19,10 @@ Metrics (metrics.jsonl, step = gradient steps):
     distill/train_loss             squared distance to the target, normalised actions
     distill/distill_mse            the same for loss=regression: to the teacher's end point
     distill/consistency_mse        the same for loss=consistency: to the EMA target one teacher step further
+    distill/energy_distance        loss=distribution: to the teacher's chunks, root mean square of normalised elements
+    distill/student_spread         loss=distribution: mean distance of two chunks of the student at one observation
+    distill/teacher_spread         loss=distribution: the same of the teacher
+    distill/reward_term            loss=distribution with a critic: minus the smallest Q over its mean size
     distill/lr                     learning rate of the step
     distill/grad_norm              before clipping
     distill/rate_hz                gradient steps per second since start
@@ -44,6 +51,8 @@ from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import ConfigError, PolicyError
+from robot_rl.fitting.best_of import load_critic
+from robot_rl.fitting.distribution_loss import DistributionLoss
 from robot_rl.rollout import EpisodeRecord, PolicyActor, rollout
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import build
@@ -57,10 +66,11 @@ log = logging.getLogger(__name__)
 
 
 class DistillLoss(str, Enum):
-    """What the student learns from: the ends of the teacher's chains, or its single steps and an EMA target."""
+    """What the student learns from: the ends of the teacher's chains, its single steps, or its chunks as a cloud."""
 
     regression = "regression"
     consistency = "consistency"
+    distribution = "distribution"
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,11 @@ class DistillConfig:
         env: component for the teacher's roll-outs; may be empty when rollout_episodes is 0.
         num_steps: of the student, 1 to 4.
         mode: the teacher's deterministic map: eta0 or mean; null for the teacher's own mode.
-        loss: regression or consistency, see above.
+        loss: regression, consistency or distribution, see above.
         target_decay: of the EMA target (loss=consistency); RL-100 has 0.95, 0 compares with the student itself.
+        samples: loss=distribution: chunks of each at an observation; a batch holds batch_size chunks in all.
+        critic: loss=distribution: run of `offline` whose critic the student pleases; empty for none.
+        reward_weight: of that critic; 0 exactly when there is none.
         rollout_episodes: episodes that the teacher plays first, to add the states it meets itself; 0 for none.
         rollout_first_seed: of those episodes.
         num_envs: of the roll-outs.
@@ -89,6 +102,9 @@ class DistillConfig:
     mode: SamplingMode | None = None
     loss: DistillLoss = DistillLoss.regression
     target_decay: float = 0.95
+    samples: int = 8
+    critic: str = ""
+    reward_weight: float = 0.0
     rollout_episodes: int = 0
     rollout_first_seed: int = 60_000
     num_envs: int = 8
@@ -131,6 +147,12 @@ def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
     batch_loss: LossFunction = regression
     if is_consistency:
         batch_loss = ConsistencyLoss(teacher, student, lambda g: windows(g, share), decay=config.target_decay)
+    if config.loss is DistillLoss.distribution:
+        batch_loss = DistributionLoss(
+            teacher, lambda g: _joined([w.observation for w in windows(g, max(1, share // config.samples))]),
+            samples=config.samples, critic=load_critic(config.critic, teacher) if config.critic else None,
+            reward_weight=config.reward_weight,
+        )  # fmt: skip
 
     def on_checkpoint(average: nn.Module, step: int) -> dict[str, float]:
         values = {f"distill/{name}": value for name, value in _distance(average, teacher, pair, config.seed).items()}

@@ -11,6 +11,7 @@ from torch import nn
 
 from robot_rl.algorithms.diffusion import Prediction
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
+from robot_rl.fitting.distribution_loss import DistributionLoss
 from robot_rl.policies.denoisers import DenoiserKind
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
 from robot_rl.policies.onestep import OneStepPolicy, teacher_target
@@ -158,6 +159,35 @@ def test_one_step_student_keeps_both_modes(prediction: Prediction) -> None:
     fresh, seen = torch.randn(500, *teacher.noise_shape, generator=generator), observe(500, generator)
     same = teacher.act(seen, fresh).actions.sign() == student.act(seen, fresh).actions.sign()
     assert float(same.float().mean()) > 0.95
+
+
+def matched(reward_weight: float) -> OneStepPolicy:
+    """A head after distribution matching, with a critic that likes the positive mode where there is a weight."""
+    teacher = trained(DenoiserKind.mlp, Prediction.sample, 8)
+    student = OneStepPolicy.from_teacher(teacher)
+    generator = torch.Generator().manual_seed(5)
+    critic = _PositiveIsBetter() if reward_weight else None
+    loss = DistributionLoss(teacher, lambda g: observe(16, g), samples=8, critic=critic, reward_weight=reward_weight)
+    assert not has_both_modes(student)
+    minimise(student, lambda: loss(student, generator)[0], iterations=600)
+    return student
+
+
+def test_distribution_matching_keeps_both_modes_and_a_critic_leans_on_one() -> None:
+    near, positive = shares(matched(0.0))
+    assert near >= 0.9
+    assert 0.3 <= positive <= 0.7
+    # The weight is a trade: at 0.2 the head leans and stays on the modes, at 1.0 it left them (a third were near one).
+    leaning, more_positive = shares(matched(0.2))
+    assert leaning >= 0.8
+    assert more_positive > positive + 0.05
+
+
+class _PositiveIsBetter:
+    """Q of two members: near -1 at the negative mode, near 1 at the positive one and beyond."""
+
+    def q(self, feature: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(4 * action.mean(1)).expand(2, len(feature))
 
 
 def test_regression_to_the_data_gives_the_useless_mean() -> None:

@@ -75,3 +75,23 @@ def test_killed_and_continued_then_exported(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     distance = {line["step"]: line["distill/teacher_rmse"] for line in lines if "distill/teacher_rmse" in line}
     assert distance[800] < 0.6 * distance[100], distance
+
+
+def test_distribution_matching_through_the_stage(tmp_path: Path) -> None:
+    point = ["env=point_reach", "dataset=demos.zarr"]
+    robot_rl("collect", *point, "expert=point_reach", "num_episodes=20", cwd=tmp_path)
+    words = ["policy.hidden_width=32", *TRAIN, "train.num_steps=200", "train.checkpoint_every_steps=200"]
+    robot_rl("imitate", *point, *words, "run_root=teacher", cwd=tmp_path)
+    words = ["distill_onestep", *point, f"teacher={only(tmp_path / 'teacher')}", "loss=distribution", *TRAIN]
+    robot_rl(*words, "train.num_steps=200", "train.checkpoint_every_steps=200", "samples=4", "run_root=head", cwd=tmp_path)
+    head = only(tmp_path / "head")
+    lines = [json.loads(line) for line in (head / "metrics.jsonl").read_text().splitlines()]
+    distances = [line["distill/energy_distance"] for line in lines if "distill/energy_distance" in line]
+    assert np.mean(distances[-3:]) < 0.5 * np.mean(distances[:1])
+    robot_rl("evaluate", "env=point_reach", f"policy={head}", "num_episodes=2", cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "robot_rl", *words, "reward_weight=0.1"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=300, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "exactly when a critic is given" in done.stderr
