@@ -46,6 +46,7 @@ class DistributionLoss:
         """Loss of one batch and its metrics."""
         observation = self.observations(generator).map(lambda array: array.repeat_interleave(self.samples, dim=0))
         rows, place = len(observation.proprio), generator.device
+        head: Any = module
 
         def drawn(policy: Any) -> torch.Tensor:
             noise = torch.randn((rows, *policy.noise_shape), generator=generator, device=place)
@@ -53,8 +54,8 @@ class DistributionLoss:
 
         with torch.no_grad():
             goal = self.teacher.normalized_action(observation, drawn(self.teacher))
-        level = torch.full((rows,), module.sampler.levels[0], dtype=torch.int64, device=goal.device)  # type: ignore[union-attr]
-        made = module.jump(observation, drawn(module)[:, 0], level)  # type: ignore[operator]
+        level = torch.full((rows,), head.sampler.levels[0], dtype=torch.int64, device=goal.device)
+        made = head.jump(observation, drawn(head)[:, 0], level)
         loss, values = energy_distance(made.unflatten(0, (-1, self.samples)), goal.unflatten(0, (-1, self.samples)))
         if self.critic is not None:
             term = reward_term(self.critic.q(self.teacher.encode(observation), executed_action(self.teacher, made)))
