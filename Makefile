@@ -48,7 +48,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" --durations=40 --durations-min=4 $(ARGS)
 
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
