@@ -30,12 +30,13 @@ from std_srvs.srv import Trigger
 from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.inference import PolicySource, load_policy
 from robot_rl.deploy.loop_summary import EpisodeSummary
+from robot_rl.deploy.reasons import as_text
 from robot_rl.deploy.robot_card import RobotCard, load_robot_card
 from robot_rl.deploy.safety import Reason
 from robot_rl.deploy.station import Station, StationConfig
 from robot_rl.errors import DeployError, RobotRlError
 
-from .ros2_diagnostics import Condition, diagnostics, names_of
+from .ros2_diagnostics import Condition, diagnostics
 from .ros2_robot import Ros2Robot, Ros2RobotConfig
 from .ros2_signals import init_until_signal
 
@@ -217,7 +218,7 @@ class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
         station = self._require(active=True)
         if station.loop.latched:
             raise DeployError(
-                "episode", expected="a robot that may move", got=f"stopped: {names_of(station.loop.latched)}",
+                "episode", expected="a robot that may move", got=f"stopped: {as_text(station.loop.latched)}",
                 hint="Look at the robot, then call ~/release.",
             )  # fmt: skip
         if self._is_running:

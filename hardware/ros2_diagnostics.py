@@ -11,6 +11,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.loop_summary import EpisodeSummary
+from robot_rl.deploy.reasons import as_text
 from robot_rl.deploy.safety import STOPS, Reason
 
 
@@ -33,11 +34,6 @@ class Condition:
     summary: EpisodeSummary | None
 
 
-def names_of(reasons: Reason) -> str:
-    """Names of the bits, with spaces between."""
-    return " ".join(str(bit.name) for bit in Reason if bit and bit in reasons) or "none"
-
-
 def diagnostics(condition: Condition, *, name: str, robot: str, stamp: Any) -> DiagnosticArray:
     """The message.
 
@@ -57,12 +53,12 @@ def diagnostics(condition: Condition, *, name: str, robot: str, stamp: Any) -> D
 
 def _judged(condition: Condition) -> tuple[bytes, str]:
     if condition.latched:
-        return DiagnosticStatus.ERROR, f"stopped: {names_of(condition.latched)}"
+        return DiagnosticStatus.ERROR, f"stopped: {as_text(condition.latched)}"
     if condition.problem:
         return DiagnosticStatus.ERROR, condition.problem
     last = condition.last
     if condition.word == "running" and last is not None and last.reasons & ~STOPS:
-        return DiagnosticStatus.WARN, f"bent: {names_of(last.reasons)}"
+        return DiagnosticStatus.WARN, f"bent: {as_text(last.reasons)}"
     return DiagnosticStatus.OK, condition.word
 
 
@@ -73,7 +69,7 @@ def _numbers(condition: Condition) -> dict[str, str]:
     if last is not None:
         values |= {
             "slot": str(last.slot), "late_ms": f"{1e3 * last.late_s:.3f}", "age_ms": f"{1e3 * last.age_s:.1f}",
-            "reasons": names_of(last.reasons),
+            "reasons": as_text(last.reasons),
         }  # fmt: skip
         if not math.isnan(last.latency_s):
             values["latency_ms"] = f"{1e3 * last.latency_s:.1f}"

@@ -7,6 +7,7 @@ none can, both profiles are told at once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import logging
@@ -134,6 +135,8 @@ class Ros2Link:
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, name=f"ros2 {name}", daemon=True)
         self._thread.start()
+        # A thread that waits in rcl while the interpreter ends is torn out of C++: "terminate called", and SIGABRT.
+        atexit.register(self.close)
 
     def _spin(self) -> None:
         from rclpy.executors import ExternalShutdownException, ShutdownException
@@ -228,6 +231,7 @@ class Ros2Link:
         """
         from rclpy.duration import Duration
 
+        atexit.unregister(self.close)
         for publisher in flush:
             with contextlib.suppress(Exception):  # a lost network must not keep a process from ending
                 publisher.wait_for_all_acked(Duration(seconds=flush_s))

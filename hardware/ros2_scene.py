@@ -6,6 +6,7 @@ shows the new episode. A node of its own in a thread of its own: it does not sha
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
@@ -73,6 +74,7 @@ class Ros2Scene:
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._spin, name="scene", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # as in ros2_link.py
         for client in (self._trigger, self._parameters):
             if not client.wait_for_service(timeout_sec=config.wait_s):
                 name = client.srv_name
@@ -114,6 +116,7 @@ class Ros2Scene:
 
     def close(self) -> None:
         """End the node; also twice."""
+        atexit.unregister(self.close)
         self._executor.shutdown(timeout_sec=_JOIN_S)
         with contextlib.suppress(Exception):  # destroyed before
             self._node.destroy_node()

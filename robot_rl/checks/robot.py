@@ -13,6 +13,7 @@ import numpy as np
 
 from robot_rl.checks.findings import Check, Finding, error, run_checks, warning
 from robot_rl.contracts import Robot
+from robot_rl.deploy.loop_checks import wrong_calibrations
 from robot_rl.deploy.schedule import Clock, MonotonicClock
 from robot_rl.errors import DataError
 from robot_rl.types import Reading
@@ -28,6 +29,7 @@ ROBOT_CHECKS = (
     "ages",
     "clocks",
     "images",
+    "calibrations",
     "read_time",
 )
 # A clock that is ahead of ours by less is rounding and conversion of stamps.
@@ -242,6 +244,11 @@ class RobotTrial:
                 yield warning(
                     key, expected="a picture", got=f"one colour, {int(frames[-1].max())}", fix="Is the lens cap on?"
                 )
+
+    def calibrations(self) -> Iterator[Finding]:
+        """Each calibration of the card is there, and is of this camera, robot and size."""
+        for wrong in wrong_calibrations(self.card, self.robot.spec):
+            yield error(wrong.where, expected=wrong.expected, got=wrong.got, fix=wrong.hint)
 
     def read_time(self) -> Iterator[Finding]:
         """`read` gives what is there and does not wait for more."""

@@ -16,6 +16,7 @@ import numpy as np
 from robot_rl.deploy.black_box import LOG_TOPIC, STEP_TOPIC, layout_of
 from robot_rl.deploy.child_process import SharedArrays, parent_socket, receive
 from robot_rl.deploy.policy_words import failed
+from robot_rl.deploy.reasons import names_of
 from robot_rl.deploy.safety import STOPS, Reason
 from robot_rl.errors import DeployError
 
@@ -174,11 +175,6 @@ def step_schema(columns: dict[str, Any]) -> dict[str, Any]:
         "type": "object",
         "properties": properties | {"reason_names": {"type": "array", "items": {"type": "string"}}},
     }
-
-
-def names_of(reasons: Reason) -> list[str]:
-    """Names of the bits of a reason."""
-    return [str(bit.name) for bit in Reason if bit and bit in reasons]
 
 
 def _schema(writer: Any, name: str, schema: dict[str, Any]) -> int:

@@ -19,10 +19,11 @@ from robot_rl.deploy.chunking import AgeCheck, DueAction
 from robot_rl.deploy.decisions import Decisions, Timing
 from robot_rl.deploy.goal_safety import GoalSafety, Judged, safety_of
 from robot_rl.deploy.inference import PolicyRunner
-from robot_rl.deploy.loop_checks import actions_every, require_fits, streams_of
+from robot_rl.deploy.loop_checks import actions_every, fresh_reading, require_fits, streams_of
 from robot_rl.deploy.loop_parts import LoopConfig, LoopParts, Targets, interrupts
 from robot_rl.deploy.loop_summary import EpisodeSummary, Tally
 from robot_rl.deploy.realtime import as_text, realtime
+from robot_rl.deploy.reasons import names_of
 from robot_rl.deploy.robot_card import RobotCard
 from robot_rl.deploy.safety import STOPS, Reason
 from robot_rl.deploy.schedule import Schedule, Slot
@@ -105,8 +106,8 @@ class ControlLoop:
             reset: called first, to bring scene and robot to the start. Nothing watches the robot meanwhile.
 
         Raises:
-            DeployError: before `bring_up`, a latched stop that nobody released, or a black box that must be written and
-                was not.
+            DeployError: before `bring_up`, a latched stop that nobody released, a robot that tells nothing new, or a black
+                box that must be written and was not.
         """
         self._require_ready()
         heart = self.parts.heart
@@ -129,6 +130,7 @@ class ControlLoop:
                 self._robot.stop()
                 if heart is not None:
                     heart.disarm()
+                self._asked_end = ""
                 files = self._write(safety.latched)
         if self.config.stop_without_log and any(file.startswith("NOT WRITTEN") for file in files):
             raise DeployError("black box", expected="the file of this episode", got=files[0], hint="The robot holds.")
@@ -242,11 +244,11 @@ class ControlLoop:
         """A person allows motion again; a policy that died is started and warm before this returns.
 
         Raises:
-            RobotRlError: the robot moves, is outside its limits, or the policy does not start.
+            RobotRlError: the robot moves, is outside its limits, tells nothing new, or the policy does not start.
         """
         if self._policy.failure:
             self._policy.start()
-        moving = self._robot.read().velocity
+        moving = fresh_reading(self._robot, self._ages, clock=self.parts.clock).velocity
         if moving is not None and not np.abs(moving).max() < MOVING:
             raise DeployError(
                 "release", expected="a robot at rest", got=f"velocities {moving}", hint="Wait, or stop it."
@@ -260,7 +262,7 @@ class ControlLoop:
         self._is_success = True
 
     def end_episode(self, word: str = "asked") -> None:
-        """End the episode within the limits; `word` says why. From any thread."""
+        """End the episode within the limits; `word` says why. From any thread; before its first step it ends there."""
         self._asked_end = word
 
     def _interrupt(self) -> None:
@@ -281,7 +283,7 @@ class ControlLoop:
             )
 
     def _begin(self, seed: int, max_steps: int) -> GoalSafety:
-        self._is_success, self._is_interrupted, self._asked_end, self._ending = False, False, "", ""
+        self._is_success, self._is_interrupted, self._ending = False, False, ""
         self._max_steps, self._steps, self._ended_s = max_steps, 0, 0.0
         self._newest_target, self._sent, self._has_sent = None, Goal(), False
         self._decisions.begin(seed=seed)
@@ -289,7 +291,7 @@ class ControlLoop:
 
     def _fresh_safety(self, *, keep: bool) -> GoalSafety:
         """A safety layer that goes on from where the robot is; `keep`: with what latched the one before."""
-        self._reading, before = self._robot.read(), self._safety
+        self._reading, before = fresh_reading(self._robot, self._ages, clock=self.parts.clock), self._safety
         self._safety = self._make_safety(self._robot.card, self._reading)
         if keep and before is not None and before.latched:
             self._safety.stop(before.latched)
@@ -301,7 +303,7 @@ class ControlLoop:
                 return
             self._safety.stop(reason)
         self._what = what
-        log.error("stop, %s: %s", reason.name, what)
+        log.error("stop, %s: %s", " ".join(names_of(reason)), what)
 
     def _write(self, reasons: Reason) -> tuple[str, ...]:
         """Have the black box written, now that the robot is held."""

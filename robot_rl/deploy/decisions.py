@@ -61,7 +61,8 @@ class Decisions:
     def begin(self, *, seed: int) -> None:
         """A new episode: nothing is due, and what is still being answered will be dropped."""
         self._seed, self._newest_index, self._next_question, self._answered = seed, -1, 0, -1
-        self._asked_s, self._asked_capture_s, self._followed_capture_s = math.inf, math.nan, math.nan
+        self._wanted_s, self._asked_s = math.inf, math.nan
+        self._asked_capture_s, self._followed_capture_s = math.nan, math.nan
         self._follower.forget(next_request=self._requests + 1)
         self._history.forget()
         self.requests = self.answers = self.dropped = 0
@@ -87,6 +88,7 @@ class Decisions:
         self._collect(self._policy.poll(), slot)
         if not may_ask or self._policy.failure or not (is_new or self._history.is_filled):
             return
+        self._wanted_s = min(self._wanted_s, slot.due_s)
         if is_new:
             try:
                 self._history.push(reading)
@@ -107,8 +109,11 @@ class Decisions:
         return self._follower.due(slot.due_s)
 
     def is_waiting(self, slot: Slot) -> bool:
-        """Whether the first answer of the episode may still come in time."""
-        return self.answers == 0 and slot.due_s - self._asked_s <= self._timing.late_s
+        """Whether the first answer of the episode may still come in time.
+
+        Counted from when it could first be asked for: a policy that is busy with an old question for ever is late too.
+        """
+        return self.answers == 0 and slot.due_s - self._wanted_s <= self._timing.late_s
 
     def latency_s(self, due: DueAction | None) -> float:
         """From the capture that an action answers to until now; once for every answer, else NaN."""

@@ -1,13 +1,20 @@
-"""Whether a policy, a robot and its card belong together; looked at before anything may move."""
+"""Whether a policy, a robot and its card belong together, and what is measured is fresh; before anything may move."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
+from robot_rl.contracts import Robot
+from robot_rl.deploy.calibration import load_hand_eye
+from robot_rl.deploy.chunking import AgeCheck
 from robot_rl.deploy.policy_words import PolicyInfo
 from robot_rl.deploy.robot_card import RobotCard
-from robot_rl.errors import DeployError
+from robot_rl.deploy.schedule import Clock
+from robot_rl.errors import DataError, DeployError
 from robot_rl.specs import ActionSemantics, EnvSpec
+from robot_rl.types import Reading
 
 
 def actions_every(command_hz: float, action_hz: float) -> int:
@@ -49,7 +56,10 @@ def require_fits(info: PolicyInfo, robot: EnvSpec, card: RobotCard) -> None:
 
     Raises:
         DeployError: with every difference.
+        DataError: a calibration of a camera that is not there, or of another camera, robot or size.
     """
+    for error in wrong_calibrations(card, robot):
+        raise error
     policy, found = info.spec, list[str]()
     for key in info.keys:
         ours, theirs = policy.observation.get(key), robot.observation.get(key)
@@ -79,3 +89,48 @@ def require_fits(info: PolicyInfo, robot: EnvSpec, card: RobotCard) -> None:
             "thresholds.heartbeat_s", expected="more than two periods of commands",
             got=f"{card.thresholds.heartbeat_s:g} s at {card.control_hz:g} Hz", hint="A healthy loop would trip its watchdog.",
         )  # fmt: skip
+
+
+def wrong_calibrations(card: RobotCard, robot: EnvSpec) -> Iterator[DataError]:
+    """What is wrong with the calibrations that a card names, of the cameras that are used.
+
+    Args:
+        card: of the robot.
+        robot: spec of the connected robot, which has the size of each camera's pictures.
+    """
+    for camera, file in card.calibrations.items():
+        spec = robot.observation.get(f"image/{camera}")
+        if spec is None:
+            continue
+        height, width = spec.shape[:2]
+        try:
+            load_hand_eye(Path(file), camera=camera, robot=card.name, width=width, height=height)
+        except DataError as error:
+            yield error
+
+
+def fresh_reading(robot: Robot, ages: AgeCheck, *, clock: Clock) -> Reading:
+    """A reading to begin from; waits for it, as a driver may pause while a scene is reset.
+
+    The first command holds where the robot is measured: of an old reading that would be where it was.
+
+    Args:
+        robot: connected; waited for at most `thresholds.connect_s` of its card.
+        ages: see AgeCheck.
+        clock: of the loop.
+
+    Raises:
+        DeployError: the robot can't be read, or a stream stays stale.
+    """
+    deadline_s, period_s = clock.now() + robot.card.thresholds.connect_s, 1.0 / robot.card.control_hz
+    while True:
+        reading = robot.read()
+        age = ages.judge(reading, clock.now())
+        if not age.is_stale:
+            return reading
+        if clock.now() > deadline_s:
+            raise DeployError(
+                f"stream {age.stream!r}", expected=f"at most {ages.thresholds_s[age.stream]:g} s old", got=f"{age.age_s:g} s",
+                hint="Where the robot is now is not known, so nothing may begin. Is its driver up?",
+            )  # fmt: skip
+        clock.sleep_until(clock.now() + period_s)

@@ -10,6 +10,7 @@ from typing import Any
 from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.decisions import Decisions
 from robot_rl.deploy.realtime import Grant
+from robot_rl.deploy.reasons import names_of
 from robot_rl.deploy.safety import STOPS, Reason
 from robot_rl.deploy.schedule import Jitter, TimeHistogram
 
@@ -38,8 +39,7 @@ class EpisodeSummary:
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only."""
-        names = [str(bit.name) for bit in Reason if bit and bit in self.reasons]
-        return {**vars(self), "reasons": names, "black_box": list(self.black_box)}
+        return {**vars(self), "reasons": names_of(self.reasons), "black_box": list(self.black_box)}
 
 
 class Tally:
@@ -66,13 +66,13 @@ class Tally:
 
     def to_json(self, decisions: Decisions) -> dict[str, Any]:
         """See EpisodeSummary.counts."""
-        steps = {
-            str(bit.name): sum(n for mask, n in self.reasons.items() if bit in Reason(mask)) for bit in Reason if bit
-        }
+        steps = Counter[str]()
+        for mask, number in self.reasons.items():
+            steps.update(dict.fromkeys(names_of(Reason(mask)), number))
         counts = {name: getattr(decisions, name) for name in ("requests", "answers", "dropped")}
         return counts | {
-            "clamps": {name: n for name, n in steps.items() if n and not Reason[name] & STOPS},
-            "stop_steps": {name: n for name, n in steps.items() if n and Reason[name] & STOPS},
+            "clamps": {name: n for name, n in steps.items() if not Reason[name] & STOPS},
+            "stop_steps": {name: n for name, n in steps.items() if Reason[name] & STOPS},
             "jitter": self._jitter.to_json(), "latency": self.latency.to_json(), "age": self.age.to_json(),
             "compute": decisions.compute.to_json(), "realtime": [vars(grant) for grant in self._grants],
         }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
@@ -159,7 +159,8 @@ class RobotCard:
         thresholds: ages and times.
         home: joint positions to start from; None: where it is.
         ros2: topics; None for a robot without ROS 2.
-        calibrations: camera -> file of `robot-rl calibrate hand-eye` (deploy/calibration.load_hand_eye).
+        calibrations: camera -> file of `robot-rl calibrate hand-eye`, from the card's own folder; whether it is of this
+            camera, card and size is looked at before anything moves.
         notes: what a person should know, and what was never tried on hardware.
     """
 
@@ -193,6 +194,12 @@ class RobotCard:
                 f"robot {self.name!r}, pose", expected=f"limits of the end effector for command {self.command.value}",
                 got="none", hint="Limits are never left out; see configs/robot/sim_panda.yaml.",
             )  # fmt: skip
+        for camera in self.calibrations:
+            if self.ros2 is not None and f"image/{camera}" not in self.ros2.inputs:
+                raise ConfigError(
+                    f"robot {self.name!r}, calibrations", expected="a camera of ros2.inputs", got=repr(camera),
+                    hint=closest(f"image/{camera}", self.ros2.inputs),
+                )  # fmt: skip
         for name, values in (("tracking", self.tracking), ("home", self.home)):
             if values is not None and len(values) != len(self.joints):
                 raise ConfigError(
@@ -221,7 +228,9 @@ def load_robot_card(path: str | Path) -> RobotCard:
         plain = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(str(file), expected="a YAML file", got=str(error), hint="Correct it.") from error
-    return card_from(plain, where=str(file))
+    card = card_from(plain, where=str(file))
+    found = {camera: str(file.resolve().parent / name) for camera, name in card.calibrations.items()}
+    return replace(card, calibrations=found)
 
 
 def card_from(plain: Any, *, where: str) -> RobotCard:

@@ -519,3 +519,44 @@ def test_the_loop_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_policy_that_hangs_is_late_in_every_episode() -> None:
+    """It never answers the second question, so the next episode can't even ask: that is late, and not silence."""
+    bench = Bench(latency_s=lambda request: 1e9 if request == 2 else 0.0)
+    assert bench.loop.run_episode(max_steps=20).counts["clamps"]["policy_late"] > 0
+    assert bench.runner.is_busy
+    done, began_s = len(bench.records), bench.clock.now()
+    bench.loop.run_episode(max_steps=20)
+    first = next(record for record in bench.records[done:] if record.reasons & Reason.policy_late)
+    assert first.monotonic_s - began_s <= bench.card.thresholds.observation_s + 2 * PERIOD_S + SLACK_S
+
+
+def test_nothing_begins_where_the_robot_was_long_ago() -> None:
+    """Held where an old reading has it, an arm that somebody moved meanwhile would jump back."""
+    bench = Bench(Fault(FaultKind.frozen, 0.5), policy={"rate": 1.0})
+    bench.loop.run_episode(max_steps=10)
+    done = len(bench.robot.commands)
+    bench.clock.advance(1.0)
+    for begin in (bench.loop.run_episode, bench.loop.release):
+        with pytest.raises(DeployError, match="'joints'"):
+            begin()
+    assert len(bench.robot.commands) == done
+
+
+def test_an_episode_waits_for_a_fresh_reading() -> None:
+    bench = Bench(Fault(FaultKind.frozen, 0.5, 1.5), policy={"rate": 1.0})
+    bench.loop.run_episode(max_steps=10)
+    done = len(bench.records)
+    bench.clock.advance(0.7)
+    assert bench.loop.run_episode(max_steps=10).ended_by == "time_limit"
+    assert bench.since_s(bench.records[done]) == pytest.approx(1.5, abs=2 * PERIOD_S)
+    assert not any(record.reasons & Reason.stale for record in bench.records[done:])
+
+
+def test_an_end_that_is_asked_for_before_the_first_step_is_kept() -> None:
+    """A person deactivates while the scene is reset, or while the thread of the loop starts."""
+    bench = Bench()
+    summary = bench.loop.run_episode(max_steps=500, reset=lambda: bench.loop.end_episode("operator"))
+    assert (summary.ended_by, summary.steps) == ("operator", 1)
+    assert bench.loop.run_episode(max_steps=3).ended_by == "time_limit"

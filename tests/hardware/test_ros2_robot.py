@@ -116,6 +116,7 @@ def test_joints_are_found_by_name(robot: Ros2Robot, arm: FakeArm, change: str) -
             time.sleep(0.005)
     finally:
         arm.set(**{change: False, "shift": 0.0})
+        until(lambda: robot.read().position[0] < 1, what="the end of the change")
 
 
 @pytest.mark.parametrize(

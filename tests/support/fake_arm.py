@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class Options:
     frozen: bool = False  # stamps stand still
     zero_stamp: bool = False
     silent: bool = False
+    mute: str = ""  # a stream that is not told
+    follow: bool = False  # its pose is that of the last command
     frame: str = ""  # of the pose; "": the card's
     shift: float = 0.0  # added to every position
 
@@ -75,12 +78,12 @@ class FakeArm:
             if line.startswith("{"):
                 self.heard.put(json.loads(line))
 
-    def set(self, **options: Any) -> None:
-        """Change options; returns when the arm has taken them."""
+    def set(self, **options: Any) -> float:
+        """Change options; returns when the arm has taken them, and tells when that was (CLOCK_MONOTONIC)."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(options) + "\n")
         self._process.stdin.flush()
-        self.expect(lambda entry: "options" in entry)
+        return float(self.expect(lambda entry: "options" in entry)["monotonic_s"])
 
     def expect(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The next thing told that fits; what comes before is thrown away."""
@@ -127,9 +130,15 @@ def _main(settings: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(entry) + "\n")
         sys.stdout.flush()
 
+    followed: dict[str, Any] = {}
+
+    def hear(name: str, message: Any) -> None:
+        followed[name] = message
+        say({name: plain(message)})
+
     topics = {name: [topic.topic, topic.type] for name, topic in card.ros2.outputs.items()} | settings["also"]
     for name, (topic, kind) in topics.items():
-        node.create_subscription(message_type(kind), topic, lambda message, name=name: say({name: plain(message)}), qos)
+        node.create_subscription(message_type(kind), topic, partial(hear, name), qos)
 
     count, last_stamp = 0, [0, 0]
 
@@ -138,12 +147,16 @@ def _main(settings: dict[str, Any]) -> None:
         if options.silent:
             return
         count += 1
+        if not options.follow:
+            followed.clear()
         if not options.frozen:
             nanoseconds = node.get_clock().now().nanoseconds + round(options.clock_s * 1e9)
             last_stamp[:] = divmod(nanoseconds, 10**9)
         for name, (publisher, kind) in publishers.items():
             message = _message(name, kind, card, options, count)
-            if message is not None:
+            if message is not None and name != options.mute:
+                if (place := followed.get("arm")) is not None and type(place) is kind:
+                    message.pose = place.pose
                 if hasattr(message, "header") and not options.zero_stamp:
                     message.header.stamp.sec, message.header.stamp.nanosec = last_stamp
                 publisher.publish(message)
@@ -155,7 +168,7 @@ def _main(settings: dict[str, Any]) -> None:
             for key, value in json.loads(line).items():
                 setattr(options, key, value)
             timer.timer_period_ns = round(1e9 / options.rate_hz)
-            say({"options": dataclasses.asdict(options)})
+            say({"options": dataclasses.asdict(options), "monotonic_s": time.monotonic()})
         os._exit(0)  # the test is gone
 
     threading.Thread(target=commands, daemon=True).start()

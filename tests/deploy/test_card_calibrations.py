@@ -1,0 +1,86 @@
+"""Calibrations that a robot's card names: looked at before anything moves, by `check robot` and by the loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from robot_rl.checks.robot import check_robot
+from robot_rl.deploy.calibration import CameraCalibration, HandEyeCalibration, Mounting, save_calibration
+from robot_rl.deploy.loop_checks import require_fits
+from robot_rl.deploy.policy_words import PolicyInfo
+from robot_rl.deploy.robot_card import card_from, load_robot_card
+from robot_rl.deploy.schedule import ManualClock
+from robot_rl.errors import ConfigError, DataError
+from robot_rl.hardware.mock_robot import MockRobot, MockRobotConfig
+
+CAMERA = CameraCalibration(
+    camera="wrist", width=8, height=6, focal_px=(9.0, 9.0), centre_px=(3.5, 2.5), distortion=(0.0,) * 4,
+    residual_px=0.2, images=25, created="2026-11-01T12:00:00+00:00",
+)  # fmt: skip
+HAND = HandEyeCalibration(
+    camera=CAMERA, robot="sim_panda", mounting=Mounting.eye_in_hand, position_m=(0.1, 0.0, 0.05),
+    quaternion_wxyz=(1.0, 0.0, 0.0, 0.0), residual_mm=0.5, residual_deg=0.1, poses=18, created="2026-11-02T12:00:00+00:00",
+)  # fmt: skip
+
+
+def mock(path: Path) -> tuple[MockRobot, ManualClock]:
+    clock, card = ManualClock(), replace(load_robot_card("sim_panda"), ros2=None, calibrations={"wrist": str(path)})
+    config = MockRobotConfig(card="sim_panda", rate_hz=100.0, latency_s=0.01, cameras={"wrist": (6, 8)})
+    return MockRobot(config, card=card, clock=clock), clock
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (HAND, ""),
+        (None, "no such file"),
+        (replace(HAND, robot="fr3"), "fr3"),
+        (replace(HAND, camera=replace(CAMERA, camera="side")), "side"),
+        (replace(HAND, camera=replace(CAMERA, width=16)), "16 x 6"),
+        (CAMERA, "camera_calibration"),
+    ],
+    ids=["right", "missing", "another robot", "another camera", "another size", "no hand-eye file"],
+)
+def test_what_does_not_belong_is_refused_by_check_and_loop(tmp_path: Path, written: Any, words: str) -> None:
+    path = tmp_path / "wrist.json"
+    if written is not None:
+        save_calibration(path, written)
+    robot, clock = mock(path)
+    found = [each for each in check_robot(robot, seconds=0.5, clock=clock) if each.check == "calibrations"]
+    info = PolicyInfo(robot.spec, ("proprio", "image/wrist"), 1, 4, 2)
+    if not words:
+        assert not found
+        require_fits(info, robot.spec, robot.card)
+        return
+    assert len(found) == 1
+    assert words in found[0].got
+    with pytest.raises(DataError, match=words):
+        require_fits(info, robot.spec, robot.card)
+
+
+def test_a_camera_that_this_policy_does_not_use_is_not_looked_at(tmp_path: Path) -> None:
+    robot, _ = mock(tmp_path / "missing.json")
+    spec = replace(robot.spec, observation={"proprio": robot.spec.observation["proprio"]})
+    require_fits(PolicyInfo(spec, ("proprio",), 1, 4, 2), spec, robot.card)
+
+
+def plain(name: str) -> Any:
+    return yaml.safe_load((Path(__file__).parents[2] / "configs" / "robot" / f"{name}.yaml").read_text())
+
+
+def test_files_are_those_beside_the_card(tmp_path: Path) -> None:
+    card = tmp_path / "arm.yaml"
+    card.write_text(yaml.safe_dump(plain("ur5e") | {"calibrations": {"wrist": "calibration/wrist.json"}}))
+    assert load_robot_card(card).calibrations == {"wrist": str(tmp_path / "calibration" / "wrist.json")}
+    card.write_text(yaml.safe_dump(plain("ur5e") | {"calibrations": {"wrist": "/data/wrist.json"}}))
+    assert load_robot_card(card).calibrations == {"wrist": "/data/wrist.json"}
+
+
+def test_a_calibration_of_a_camera_that_the_card_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"calibrations.*'side'"):
+        card_from(plain("ur5e") | {"calibrations": {"side": "side.json"}}, where="test")
