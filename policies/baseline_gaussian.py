@@ -203,11 +203,32 @@ def play(
         yield GaussianBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
+def advantages(
+    network: GaussianActorCritic, batch: GaussianBatch, config: GaussianPpoConfig
+) -> tuple[Float32[Array, "T N"], Float32[Array, "T N"]]:
+    """GAE and returns of a roll-out, by the network's value as it is."""
+    with torch.no_grad():
+        value, behind = (network.value(x).squeeze(-1) for x in (batch.feature, batch.next_feature))
+    return generalized_advantage(
+        batch.reward, value, behind, executed=batch.executed, terminated=batch.terminated, truncated=batch.truncated,
+        gamma=config.gamma, trace=config.trace,
+    )  # fmt: skip
+
+
 def update(
     network: GaussianActorCritic, batch: GaussianBatch, optimizer: torch.optim.Optimizer, *,
     config: GaussianPpoConfig, generator: torch.Generator,
+    term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """PPO's epochs over one roll-out, in place.
+
+    Args:
+        network: that played `batch`.
+        batch: of one roll-out.
+        optimizer: over the network's parameters.
+        config: of PPO.
+        generator: of the order of the minibatches, CPU.
+        term: (numbers of the minibatch's rows among the played ones, their scaled advantages) -> a loss that is added.
 
     Returns:
         "kl" of the last minibatch (estimate), "clip_share", "value_loss", "std" (mean), "minibatches".
@@ -215,12 +236,7 @@ def update(
     Raises:
         RunError: a loss that is no number.
     """
-    with torch.no_grad():
-        value, behind = (network.value(x).squeeze(-1) for x in (batch.feature, batch.next_feature))
-    advantage, returns = generalized_advantage(
-        batch.reward, value, behind, executed=batch.executed, terminated=batch.terminated, truncated=batch.truncated,
-        gamma=config.gamma, trace=config.trace,
-    )  # fmt: skip
+    advantage, returns = advantages(network, batch, config)
     played = batch.executed > 0
     feature, action, old, gain, target = (
         each[played] for each in (batch.feature, batch.action, batch.log_prob, advantage, returns)
@@ -233,7 +249,7 @@ def update(
             scaled = scale_advantage(gain[part], rule=AdvantageRule.centre)
             ratio_loss = clipped_loss(new[:, None], old[part][:, None], scaled, clip=clip)
             v_loss = value_loss(network.value(feature[part]).squeeze(-1), target[part], old=None, clip=0.0)
-            loss = ratio_loss + v_loss
+            loss = ratio_loss + v_loss if term is None else ratio_loss + v_loss + term(part, scaled)
             if not bool(torch.isfinite(loss)):
                 raise RunError(
                     "Gaussian PPO", expected="finite losses", got=f"ratio {float(ratio_loss)}, value {float(v_loss)}",

@@ -6,10 +6,12 @@ STAGES = (
     "offline",
     "online",
     "baseline",
+    "refine_teacher",
     "success",
     "distill_onestep",
     "export",
     "evaluate",
     "deploy",
+    "serve",
     "pipeline",
 )

@@ -1,11 +1,13 @@
-"""Check an environment, a policy or a robot against its contract: `robot-rl check env env=...`.
+"""Check an environment, a policy, a teacher or a robot against its contract: `robot-rl check env env=...`.
 
     robot-rl check env env=pick_cube
     robot-rl check env '~env' '+env={_target_: my_package.my_env.make_env}'
     robot-rl check policy policy=runs/<run> env=pick_cube
     robot-rl check policy policy=runs/<run>/export/policy.onnx env=pick_cube
     robot-rl check policy policy=mlp env=pick_cube          (untrained, from the configuration group)
+    robot-rl check teacher teacher=scripted env=push_cube expert=scripted       (or demonstrations=<store>)
     robot-rl check robot ur5e --policy policy.onnx          (connects and reads; nothing is commanded)
+    robot-rl check teleop teleop=keyboard --record said.jsonl   (use it meanwhile; no robot listens)
 
 Exit code 0 when the contract is kept (warnings are allowed), 1 when it is broken, 2 on a wrong configuration.
 """
@@ -14,12 +16,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from robot_rl.checks.findings import Finding, Severity, has_errors
 from robot_rl.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 # A robot computer has no torch: what needs it is imported where it is used.
 ROBOT = "robot_rl.hardware.ros2_robot:Ros2Robot"
@@ -36,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="robot-rl check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=("env", "policy", "robot"), help="what to check")
+    parser.add_argument("kind", choices=("env", "policy", "teacher", "robot", "teleop"), help="what to check")
     parser.add_argument("overrides", nargs="*", help="key=value and group=choice, as for the stages; robot: its card")
     parser.add_argument("--json", action="store_true", help="print findings as JSON")
     parser.add_argument("--config-dir", type=Path, help="a folder of your own YAML files")
@@ -44,9 +49,11 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--num-episodes", type=int, default=5, help="episodes a play (env), at least 4 are played")
     parser.add_argument("--policy", help="exported policy that shall run there (robot)")
     parser.add_argument("--driver", default=ROBOT, help="package.module:Class of the robot (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="to read (robot)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="to read (robot, teleop)")
+    parser.add_argument("--record", type=Path, help="file for what the device said, for teleop=replay (teleop)")
     options = parser.parse_intermixed_args(list(words))
-    suites = {"env": _env_findings, "policy": _policy_findings, "robot": _robot_findings}
+    suites = {"env": _env_findings, "policy": _policy_findings, "teacher": _teacher_findings}
+    suites |= {"robot": _robot_findings, "teleop": _teleop_findings}
     findings, checks = suites[options.kind](options)
     if options.json:
         report = {"checks": list(checks), "findings": [finding.to_json() for finding in findings]}
@@ -97,6 +104,23 @@ def _robot_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequenc
         robot.close()
 
 
+def _teleop_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequence[str]]:
+    from robot_rl.checks.teleop import TELEOP_CHECKS, check_teleop
+    from robot_rl.runs.config import build, load_config
+    from robot_rl.stages.collect import CollectConfig
+    from robot_rl.teleop.command_files import write_commands
+
+    config = load_config(CollectConfig, options.overrides, name="collect", config_dir=options.config_dir)
+    if not config.teleop:
+        raise ConfigError("check teleop", expected="teleop=<device>", got="none", hint="E.g. teleop=keyboard.")
+    heard: list[Any] = []
+    findings = check_teleop(build(config.teleop), seconds=options.seconds, heard=heard)
+    if options.record is not None:
+        log.info("%s: %d commands", options.record, write_commands(options.record, heard))
+    # Without a connection nothing else was looked at.
+    return findings, TELEOP_CHECKS[:1] if any(finding.check == "connect" for finding in findings) else TELEOP_CHECKS
+
+
 def _env_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequence[str]]:
     from robot_rl.checks.env import ENV_CHECKS, check_env
     from robot_rl.runs.config import build, load_config
@@ -133,6 +157,25 @@ def _policy_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequen
         first = env.reset(range(NUM_ENVS))
         second = env.reset(range(NUM_ENVS, 2 * NUM_ENVS))
         return check_policy(policy, env.spec, observations=(first, second)), POLICY_CHECKS
+    finally:
+        env.close()
+
+
+def _teacher_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequence[str]]:
+    """Of a teacher: its card, its answers, and how they compare with demonstrations or an expert."""
+    from robot_rl.checks.teacher import TEACHER_CHECKS, check_teacher
+    from robot_rl.runs.config import build, load_config
+    from robot_rl.stages.refine_teacher import RefineTeacherConfig, open_teacher, shown_steps, spec_of
+
+    config = load_config(RefineTeacherConfig, options.overrides, name="refine_teacher", config_dir=options.config_dir)
+    spec = spec_of(config.env)
+    teacher = open_teacher(config.teacher, spec, config.calls)
+    shown = shown_steps(config, spec, history=teacher.history)
+    env = build(config.env, num_envs=NUM_ENVS, history=teacher.history)
+    try:
+        first = config.quality_first_seed
+        observation = env.reset(range(first, first + NUM_ENVS))
+        return check_teacher(teacher, env, observation=observation, shown=shown), TEACHER_CHECKS
     finally:
         env.close()
 

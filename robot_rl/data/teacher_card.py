@@ -1,0 +1,258 @@
+"""One YAML a teacher: what its actions mean, how they become the environment's, and how it wants its pictures.
+
+A checkpoint or an expert of ours needs none: its card is made from the environment's spec. A teacher behind a server has
+one, and every line of it is compared with the environment before anything is trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robot_rl.arrays import Array, Float32
+from robot_rl.data.element_names import gripper_elements
+from robot_rl.errors import ConfigError, PolicyError, closest
+from robot_rl.specs import ActionKind, ActionSemantics, DeltaReference, EnvSpec
+
+_NUMBER = r"(-?[\d.]+)(?: m)?"
+_GRIPPER = re.compile(rf"{_NUMBER} closed(?: \([^)]*\))? ?\.\. ?{_NUMBER} open\b")
+
+
+class Colour(str, Enum):
+    """Order of the channels that a teacher's pictures have."""
+
+    rgb = "rgb"
+    bgr = "bgr"
+
+
+@dataclass(frozen=True)
+class TeacherCamera:
+    """How a teacher wants one camera.
+
+    Attributes:
+        source: camera of the environment (key image/<source>).
+        height, width: of the picture, pixels.
+        colour: order of its channels; the environment's is rgb.
+        upside_down: rows from bottom to top, as some simulators store them.
+    """
+
+    source: str
+    height: int
+    width: int
+    colour: Colour = Colour.rgb
+    upside_down: bool = False
+
+
+@dataclass(frozen=True)
+class TeacherCard:
+    """Conventions of a teacher.
+
+    Attributes:
+        name: of the teacher and its version; part of the cache's key.
+        semantics: how its actions, after `scale` and `offset`, are read.
+        size: of one action.
+        control_hz: actions per second that it was trained for.
+        scale, offset: the environment's action is scale * (its action) + offset, by element; empty: 1 and 0.
+        gripper: its own numbers for closed and open, or None without a gripper.
+        history: frames that it sees.
+        keys: low-dimensional observation keys that it needs.
+        cameras: name in the teacher's input -> convention.
+        needs_instruction: whether it wants a text.
+    """
+
+    name: str
+    semantics: ActionSemantics
+    size: int
+    control_hz: float
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
+    gripper: tuple[float, float] | None = None
+    history: int = 1
+    keys: tuple[str, ...] = ()
+    cameras: Mapping[str, TeacherCamera] = field(default_factory=dict)
+    needs_instruction: bool = False
+
+    def to_env(self, action: Float32[Array, "N Tp A"]) -> Array:
+        """The environment's actions from the teacher's own."""
+        scale = np.asarray(self.scale or (1.0,) * self.size, dtype=np.float32)
+        return (action * scale + np.asarray(self.offset or (0.0,) * self.size, dtype=np.float32)).astype(np.float32)
+
+
+def card_of(spec: EnvSpec, *, name: str, history: int, keys: tuple[str, ...]) -> TeacherCard:
+    """The card of a teacher that speaks the environment's own language."""
+    return TeacherCard(
+        name=name, semantics=spec.action_semantics, size=spec.action.size, control_hz=spec.control_hz,
+        gripper=gripper_ends(spec.action_semantics.gripper), history=history, keys=keys,
+    )  # fmt: skip
+
+
+def gripper_ends(text: str) -> tuple[float, float] | None:
+    """Numbers for closed and open of a text as "-1 closed .. 1 open"; None for another text."""
+    found = _GRIPPER.match(text)
+    return None if found is None else (float(found[1]), float(found[2]))
+
+
+@dataclass(frozen=True)
+class CardProblem:
+    """One line of a card that does not fit an environment: which, what fits, what it says."""
+
+    where: str
+    expected: str
+    got: str
+
+
+def card_problems(card: TeacherCard, spec: EnvSpec) -> list[CardProblem]:
+    """Every difference between a teacher's conventions and an environment, the classic ones by name."""
+    return [*_action_problems(card, spec), *_observation_problems(card, spec)]
+
+
+def require_card(card: TeacherCard, spec: EnvSpec) -> None:
+    """Refuse a teacher whose card does not fit.
+
+    Raises:
+        PolicyError: with every problem.
+    """
+    problems = card_problems(card, spec)
+    if problems:
+        raise PolicyError(
+            f"card of teacher {card.name!r}: {', '.join(p.where for p in problems)}",
+            expected="; ".join(p.expected for p in problems), got="; ".join(p.got for p in problems),
+            hint="Correct the card if it is wrong; otherwise choose the environment that the teacher was trained for. "
+            "`robot-rl check teacher` shows more.",
+        )  # fmt: skip
+
+
+def require_same_observation(trained: EnvSpec, given: EnvSpec, keys: tuple[str, ...], *, where: str) -> None:
+    """Refuse a teacher whose observations have another shape in the environment.
+
+    Args:
+        trained: the teacher's spec.
+        given: the environment's.
+        keys: that the teacher looks at.
+        where: the teacher, for the error.
+
+    Raises:
+        PolicyError: naming the first such key.
+    """
+    for key in keys:
+        wanted = trained.observation[key].shape
+        got = given.observation[key].shape if key in given.observation else None
+        if wanted != got:
+            raise PolicyError(
+                f"{where}: observation {key!r}", expected=f"{wanted}, which it was trained with",
+                got=f"{got} in {given.env_id}", hint="Choose the environment that this teacher was trained in.",
+            )  # fmt: skip
+
+
+def _action_problems(card: TeacherCard, spec: EnvSpec) -> Iterator[CardProblem]:
+    if card.size != spec.action.size:
+        yield CardProblem("action size", str(spec.action.size), str(card.size))
+        return
+    for name in ("scale", "offset"):
+        if len(getattr(card, name)) not in (0, card.size):
+            yield CardProblem(name, f"{card.size} numbers or none", str(len(getattr(card, name))))
+            return
+    for entry in fields(ActionSemantics):
+        wanted, said = (getattr(each, entry.name) for each in (spec.action_semantics, card.semantics))
+        if wanted != said:
+            yield CardProblem(
+                f"action {entry.name}", str(getattr(wanted, "value", wanted)), str(getattr(said, "value", said))
+            )
+    if card.control_hz != spec.control_hz:
+        yield CardProblem("control_hz", f"{spec.control_hz:g}", f"{card.control_hz:g}")
+    ends, elements = gripper_ends(spec.action_semantics.gripper), list(gripper_elements(spec.action))
+    if ends is None or not elements:
+        return
+    if card.gripper is None:
+        yield CardProblem("gripper", "its numbers for closed and open", "none")
+        return
+    element = elements[0]
+    scale, offset = (card.scale or (1.0,) * card.size)[element], (card.offset or (0.0,) * card.size)[element]
+    mapped = tuple(scale * end + offset for end in card.gripper)
+    if not np.allclose(mapped, ends, atol=1e-6):
+        flipped = " (flipped)" if np.allclose(mapped, ends[::-1], atol=1e-6) else ""
+        yield CardProblem(
+            "gripper", f"closed {ends[0]:g}, open {ends[1]:g} after scale and offset",
+            f"closed {mapped[0]:g}, open {mapped[1]:g}{flipped}",
+        )  # fmt: skip
+
+
+def _observation_problems(card: TeacherCard, spec: EnvSpec) -> Iterator[CardProblem]:
+    for key in card.keys:
+        if key not in spec.observation:
+            yield CardProblem(
+                f"observation {key}", "a key of the environment", f"none; it has {', '.join(spec.observation)}"
+            )
+    for name, camera in card.cameras.items():
+        key = f"image/{camera.source}"
+        if key not in spec.observation:
+            has = [each for each in spec.observation if each.startswith("image/")]
+            yield CardProblem(f"camera {name}", key, f"none; the environment has {', '.join(has) or 'no camera'}")
+        elif spec.observation[key].shape != (camera.height, camera.width, 3):
+            shape = spec.observation[key].shape
+            yield CardProblem(f"camera {name}", f"{shape}, the environment's", f"({camera.height}, {camera.width}, 3)")
+
+
+def load_teacher_card(path: str | Path) -> TeacherCard:
+    """Read a card from a YAML file.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown or missing key, or a value that does not fit.
+    """
+    import yaml
+
+    try:
+        plain = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(str(path), expected="a YAML file", got=str(error), hint="Correct it.") from error
+    values = _checked(TeacherCard, plain, str(path))
+    meaning = _checked(ActionSemantics, values["semantics"], f"{path}, semantics")
+    try:
+        meaning["kind"], meaning["delta_reference"] = (
+            ActionKind(meaning["kind"]),
+            DeltaReference(meaning["delta_reference"]),
+        )
+        cameras = {
+            name: TeacherCamera(**(each | {"colour": Colour(each.get("colour", "rgb"))}))
+            for name, one in (values.get("cameras") or {}).items()
+            for each in [_checked(TeacherCamera, one, f"{path}, cameras.{name}")]
+        }
+        ends = values.get("gripper")
+        return TeacherCard(
+            name=str(values["name"]), semantics=ActionSemantics(**meaning), size=int(values["size"]),
+            control_hz=float(values["control_hz"]), cameras=cameras,
+            scale=tuple(map(float, values.get("scale") or ())), offset=tuple(map(float, values.get("offset") or ())),
+            gripper=None if ends is None else (float(ends[0]), float(ends[1])), history=int(values.get("history", 1)),
+            keys=tuple(map(str, values.get("keys") or ())), needs_instruction=bool(values.get("needs_instruction", False)),
+        )  # fmt: skip
+    except (ValueError, TypeError, IndexError) as error:
+        raise ConfigError(
+            str(path), expected="values of the right kind", got=str(error), hint="See docs/teachers.md."
+        ) from error
+
+
+def _checked(kind: Any, plain: Any, where: str) -> dict[str, Any]:
+    """A mapping with the fields of a dataclass and no others."""
+    if not isinstance(plain, Mapping):
+        raise ConfigError(where, expected="a mapping", got=type(plain).__name__, hint="See docs/teachers.md.")
+    known = {entry.name: entry.default is MISSING and entry.default_factory is MISSING for entry in fields(kind)}
+    for key in plain:
+        if key not in known:
+            raise ConfigError(
+                f"{where}, {key}", expected=f"a field of {kind.__name__}", got="another", hint=closest(str(key), known)
+            )
+    missing = [name for name, needed in known.items() if needed and name not in plain]
+    if missing:
+        raise ConfigError(
+            where,
+            expected=f"all of {', '.join(n for n, m in known.items() if m)}",
+            got=f"no {', '.join(missing)}",
+            hint="Add it.",
+        )
+    return dict(plain)
