@@ -13,7 +13,7 @@ PLUGINS = ("envs", "policies", "hardware")
 LAYERS = (
     {"types", "specs", "errors", "arrays"},
     {"contracts", "wrapped_policy", "algorithms", "data", "deploy", "teleop"},
-    {"checks", "rollout", "runs", "fitting"},
+    {"checks", "rollout", "chunk_execution", "runs", "fitting"},
     {"stages", "workbench"},
     {"cli", "cli_help", "__main__"},
 )

@@ -1,4 +1,4 @@
-"""Conformance suites for environments, policies and robots of your own; `robot-rl check` runs them.
+"""Conformance suites for environments, policies, robots and teleoperation devices of your own; `robot-rl check` runs them.
 
 A suite is loaded when it is asked for: that of robots runs on robot computers, which have no torch.
 """
@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from robot_rl.checks.findings import Finding, Severity, has_errors
     from robot_rl.checks.policy import POLICY_CHECKS, check_policy
     from robot_rl.checks.robot import ROBOT_CHECKS, check_robot
+    from robot_rl.checks.teleop import TELEOP_CHECKS, check_teleop
 
 __all__ = [
     "ENV_CHECKS",
     "POLICY_CHECKS",
     "ROBOT_CHECKS",
+    "TELEOP_CHECKS",
     "Finding",
     "Severity",
     "check_env",
     "check_policy",
     "check_robot",
+    "check_teleop",
     "has_errors",
 ]
 _PLACES = {
@@ -30,6 +33,7 @@ _PLACES = {
     "findings": ("Finding", "Severity", "has_errors"),
     "policy": ("POLICY_CHECKS", "check_policy"),
     "robot": ("ROBOT_CHECKS", "check_robot"),
+    "teleop": ("TELEOP_CHECKS", "check_teleop"),
 }
 
 
