@@ -30,12 +30,14 @@ class Frame:
         observation: key of EnvSpec.observation -> (N, ...).
         reward: float32 (N,), as the simulator gives it (zero at a reset).
         success, fail: bool (N,), raw signals of the task now.
+        cut: bool (N,), a person or a stop ends the episode here, as a time limit does; None: nowhere.
     """
 
     observation: Mapping[str, Any]
     reward: Float32[Array, " N"]
     success: Bool[Array, " N"]
     fail: Bool[Array, " N"]
+    cut: Bool[Array, " N"] | None = None
 
 
 @runtime_checkable
@@ -145,6 +147,8 @@ class HistoryEnv:
                 self._check_finite({**frame.observation, "reward": frame.reward}, active)
                 terminated |= fail | (success & self._terminate_on_success)
                 truncated |= active & ~terminated & (self._steps >= self.spec.max_episode_steps)
+                if frame.cut is not None:
+                    truncated |= active & ~terminated & _to_numpy(frame.cut)
                 self._push_history(frame.observation, active)
             frames.append({key: value[:, -1] for key, value in self._stack.items() if key != _TIME})
         final_observation = self._observation()

@@ -1,9 +1,9 @@
 """ManiSkill 3 tasks behind the VectorEnv contract: state, RGB or point clouds, CPU physics or GPU physics.
 
 Observations: obs_mode "state" ("state_dict" is the same) gives "state", flattened exactly as ManiSkill flattens it,
-and "proprio", its leading part about the robot. "rgb" gives "proprio" and "image/<camera>"; "pointcloud" gives
-"proprio" and "points". Images and points come without anything that only a simulator knows: a goal that a task hides
-from its cameras (PickCube-v1's) is then nowhere to be seen.
+and "proprio", its leading part about the robot. "rgb" gives "proprio" and "image/<camera>", "rgb+depth" also
+"depth/<camera>", "pointcloud" "proprio" and "points"; the spec says where the cameras are. Images and points come without
+anything that only a simulator knows: a goal that a task hides from its cameras (PickCube-v1's) is then nowhere to be seen.
 
 CPU physics: an episode depends on its seed alone, bit for bit, whatever ran before or beside it.
 GPU physics: written against mani_skill 3.0.1's source, not run on a GPU yet.
@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib.metadata import version
 from typing import Any
 
 from robot_rl.algorithms.disturbance import Push, Shift
+from robot_rl.deploy.point_cloud import PointCloudConfig, check_point_config
 from robot_rl.errors import EnvError, closest
 
 from .headless import RenderingChoice, prepare_rendering
@@ -27,9 +28,10 @@ from .history import HistoryEnv, StepEnv
 from .maniskill_bodies import check_shift, kick_of, shift_starts
 from .maniskill_fast import check_supported, install
 from .maniskill_sim import CpuEnvs, GpuEnvs
+from .maniskill_views import Views
 from .perturbations import pushed
 
-_OBS_MODES = ("state", "state_dict", "rgb", "pointcloud")
+_OBS_MODES = ("state", "state_dict", "rgb", "rgb+depth", "pointcloud")
 
 
 class SimBackend(str, Enum):
@@ -54,13 +56,15 @@ class ManiSkillConfig:
 
     Attributes:
         task: ManiSkill's id, e.g. "PickCube-v1".
-        obs_mode: "state", "state_dict", "rgb" or "pointcloud".
+        obs_mode: "state", "state_dict", "rgb", "rgb+depth" or "pointcloud".
         control_mode: the robot's controller, by ManiSkill's name.
         sim_backend: see SimBackend.
         reward_mode: see RewardMode.
         terminate_on_success: whether success ends an episode.
         max_episode_steps: time limit; None takes the task's own.
         image_size: rows and columns of every camera, pixels.
+        points: how a point cloud is cropped and sampled, on the env's device; None: every pixel of every camera.
+        with_state: beside images or points also "state", for scripted experts; a policy sees its observation_keys alone.
         vulkan_icd: path of the Vulkan driver's json to render with; None looks for one (headless.py).
         fast_cpu: twice as fast on CPU physics for the tasks that maniskill_fast.py lists; equal up to rounding.
         push: a push in every episode, of an object of maniskill_bodies.py or of the action; None for none.
@@ -75,6 +79,8 @@ class ManiSkillConfig:
     terminate_on_success: bool = True
     max_episode_steps: int | None = None
     image_size: int = 128
+    points: PointCloudConfig | None = None
+    with_state: bool = False
     vulkan_icd: str | None = None
     fast_cpu: bool = False
     push: Push | None = None
@@ -95,6 +101,15 @@ def make_env(config: ManiSkillConfig, *, num_envs: int, history: int) -> History
             got=repr(config.obs_mode),
             hint=closest(config.obs_mode, _OBS_MODES),
         )
+    if config.points is not None:
+        if config.obs_mode != "pointcloud":
+            raise EnvError(
+                "points",
+                expected="obs_mode=pointcloud",
+                got=config.obs_mode,
+                hint="Set obs_mode=pointcloud, or leave points empty.",
+            )
+        check_point_config(config.points)
     if num_envs < 1:
         raise EnvError("num_envs", expected="1 or more", got=str(num_envs), hint="Correct the configuration.")
     if config.fast_cpu:
@@ -110,16 +125,16 @@ def make_env(config: ManiSkillConfig, *, num_envs: int, history: int) -> History
             config.task, expected="a time limit", got="none in ManiSkill's registry", hint="Set max_episode_steps."
         )
     facts = _protocol(config, rendering)
+    views = Views(config.points, config.with_state)
     sim: StepEnv
     if config.sim_backend is SimBackend.physx_cpu:
         envs = [_make_one(config, rendering, num_envs=1) for _ in range(num_envs)]
         kick = kick_of(envs, config.push, **kind)
-        sim = CpuEnvs(envs, task=config.task, max_episode_steps=limit, facts=facts)
+        sim = CpuEnvs(envs, task=config.task, max_episode_steps=limit, facts=facts, views=views)
     else:
         kick = kick_of([], config.push, **kind)
-        sim = GpuEnvs(
-            _make_one(config, rendering, num_envs=num_envs), task=config.task, max_episode_steps=limit, facts=facts
-        )
+        env = _make_one(config, rendering, num_envs=num_envs)
+        sim = GpuEnvs(env, task=config.task, max_episode_steps=limit, facts=facts, views=views)
     sim = pushed(sim, config.push, kick=kick)
     return HistoryEnv(sim, history=history, terminate_on_success=config.terminate_on_success)
 
@@ -227,8 +242,12 @@ def _quieten() -> None:
 
 
 def _protocol(config: ManiSkillConfig, rendering: RenderingChoice) -> dict[str, Any]:
-    shift = {} if config.shift is None else {"shift": config.shift.to_json()}
-    return shift | {
+    asked: dict[str, Any] = {} if config.shift is None else {"shift": config.shift.to_json()}
+    if config.with_state:
+        asked["with_state"] = True
+    if config.points is not None:
+        asked["points"] = asdict(config.points) | {"sampling": config.points.sampling.value}
+    return asked | {
         "task": config.task,
         "obs_mode": config.obs_mode,
         "control_mode": config.control_mode,

@@ -22,6 +22,7 @@ from .maniskill import ManiSkillConfig, make_env
 from .maniskill_sim import CpuEnvs
 from .maniskill_spec import read_frame
 
+_SCENERY = ("ground", "table")
 _IK_ITERATIONS = 100  # as ManiSkill's Kinematics.compute_ik
 
 
@@ -61,7 +62,7 @@ class LiveScene:
                 f"live {env.spec.env_id}", expected="one scene with CPU physics and no push",
                 got=f"{env.num_envs} of {type(sim).__name__}", hint="Use sim_backend=physx_cpu and no push.",
             )  # fmt: skip
-        self._history, self._env = env, sim._envs[0]
+        self._history, self._env, self._views = env, sim._envs[0], sim.views
         self.spec = env.spec
         self.step_s = 1.0 / float(self._env.sim_freq)
         self.steps_per_control = int(self._env.sim_freq // self._env.control_freq)
@@ -141,11 +142,17 @@ class LiveScene:
         with torch.inference_mode():
             return _is_success(self._env.get_info())
 
+    def objects(self) -> dict[str, tuple[float, ...]]:
+        """Positions of the task's own objects and goals in the robot's base frame, m; for people to look at."""
+        root = self._env.agent.robot.root._objs[0].entity_pose.inv()
+        actors = {name: actor for name, actor in self._env.scene.actors.items() if not name.startswith(_SCENERY)}
+        return {name: tuple((root * actor._objs[0].pose).p.tolist()) for name, actor in actors.items()}
+
     def measure(self) -> LiveState:
         """What it is like now."""
         with torch.inference_mode():
             info = self._env.get_info()
-            frame = read_frame(self._env, self._env.get_obs(info))
+            frame = read_frame(self._env, self._env.get_obs(info), views=self._views)
         return LiveState(
             frames={key: value[0].numpy() for key, value in frame.items()},
             position=self.joints(),

@@ -12,7 +12,8 @@ from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.errors import EnvError
 
 from .history import Frame
-from .maniskill_spec import describe_env, read_frame
+from .maniskill_spec import PLAIN, describe_env, read_frame
+from .maniskill_views import Views
 
 
 class CpuEnvs:
@@ -23,15 +24,25 @@ class CpuEnvs:
         task: its id.
         max_episode_steps: time limit for the spec.
         facts: what `protocol` returns.
+        views: what becomes of images and points.
     """
 
-    def __init__(self, envs: Sequence[Any], *, task: str, max_episode_steps: int, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        envs: Sequence[Any],
+        *,
+        task: str,
+        max_episode_steps: int,
+        facts: Mapping[str, Any],
+        views: Views = PLAIN,
+    ) -> None:
+        self.views = views
         self._envs = envs
         self._facts = dict(facts)
         self.num_envs = len(envs)
         self.device = torch.device("cpu")
-        self.spec = describe_env(envs[0], task=task, max_episode_steps=max_episode_steps)
-        first = read_frame(envs[0], envs[0].get_obs())
+        self.spec = describe_env(envs[0], task=task, max_episode_steps=max_episode_steps, views=views)
+        first = read_frame(envs[0], envs[0].get_obs(), views=views)
         self._current = {
             key: torch.zeros_like(value[0]).repeat(self.num_envs, *[1] * (value.dim() - 1))
             for key, value in first.items()
@@ -75,7 +86,7 @@ class CpuEnvs:
             env.close()
 
     def _keep(self, row: int, obs: Any) -> None:
-        for key, value in read_frame(self._envs[row], obs).items():
+        for key, value in read_frame(self._envs[row], obs, views=self.views).items():
             self._current[key][row] = value[0]
 
     def _copy(self) -> dict[str, torch.Tensor]:
@@ -120,9 +131,19 @@ class GpuEnvs:
         task: its id.
         max_episode_steps: time limit for the spec.
         facts: what `protocol` returns.
+        views: what becomes of images and points.
     """
 
-    def __init__(self, env: Any, *, task: str, max_episode_steps: int, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        env: Any,
+        *,
+        task: str,
+        max_episode_steps: int,
+        facts: Mapping[str, Any],
+        views: Views = PLAIN,
+    ) -> None:
+        self.views = views
         if env.reconfiguration_freq != 0:
             raise EnvError(
                 f"{task} with physx_cuda",
@@ -134,7 +155,7 @@ class GpuEnvs:
         self._facts = dict(facts)
         self.num_envs = int(env.num_envs)
         self.device = torch.device(env.device)
-        self.spec = describe_env(env, task=task, max_episode_steps=max_episode_steps)
+        self.spec = describe_env(env, task=task, max_episode_steps=max_episode_steps, views=views)
 
     def reset_envs(self, mask: Bool[Array, " N"], seeds: Int64[Array, " N"]) -> Frame:
         """Start episodes one by one. Raises EnvError on a seed of 2^32 or more."""
@@ -146,7 +167,7 @@ class GpuEnvs:
         info = self._env.get_info()
         success, fail = _signals(info, self.num_envs)
         return Frame(
-            observation=read_frame(self._env, self._env.get_obs(info)),
+            observation=read_frame(self._env, self._env.get_obs(info), views=self.views),
             reward=torch.zeros(self.num_envs, device=self.device),
             success=success,
             fail=fail,
@@ -158,7 +179,7 @@ class GpuEnvs:
         obs, reward, _, _, info = self._env.step(torch.where(playing, action, torch.zeros_like(action)))
         success, fail = _signals(info, self.num_envs)
         return Frame(
-            observation=read_frame(self._env, obs),
+            observation=read_frame(self._env, obs, views=self.views),
             reward=reward.to(torch.float32).clone(),
             success=success,
             fail=fail,

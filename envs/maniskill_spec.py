@@ -11,14 +11,17 @@ import torch
 from robot_rl.errors import EnvError
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 
-_IMAGE = "image/"
+from .maniskill_views import DEPTH, IMAGE, Views, describe_cameras, privileged_state, read_views
+
+PLAIN = Views()
 
 
-def read_frame(env: Any, obs: Any) -> dict[str, torch.Tensor]:
+def read_frame(env: Any, obs: Any, *, views: Views = PLAIN) -> dict[str, torch.Tensor]:
     """Named arrays of one observation of `env.reset` or `env.step`: key -> (N, ...), copies, for N envs of a batch.
 
-    "state" f32 (N, S); "proprio" f32 (N, P); "image/<camera>" u8 (N, H, W, 3); "points" f32 (N, M, 6): x, y, z in the
-    robot's base frame in metres and RGB in 0..1; points without a surface are zero.
+    "state" f32 (N, S); "proprio" f32 (N, P); "image/<camera>" u8 (N, H, W, 3); "depth/<camera>" f32 (N, H, W, 1) m;
+    "points" f32 (N, M, 6): x, y, z in the robot's base frame in metres and RGB in 0..1; points without a surface are zero.
+    `views` says how a cloud is cropped and sampled, and whether the state comes with images and points.
     """
     from mani_skill.utils import common
 
@@ -26,21 +29,11 @@ def read_frame(env: Any, obs: Any) -> dict[str, torch.Tensor]:
         proprio = common.flatten_state_dict(env._get_obs_agent(), use_torch=True, device=env.device)
         return {"proprio": proprio.float().clone(), "state": obs.float().clone()}
     out = {"proprio": common.flatten_state_dict(obs["agent"], use_torch=True, device=env.device).float().clone()}
-    if env.obs_mode == "pointcloud":
-        return out | {"points": _points(env, obs["pointcloud"])}
-    return out | {f"{_IMAGE}{camera}": data["rgb"].clone() for camera, data in obs["sensor_data"].items()}
+    return out | read_views(env, obs, views)
 
 
-def _points(env: Any, cloud: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    # ManiSkill's points are homogeneous and in the world frame; w = 0 marks pixels that hit nothing.
-    from_world = env.agent.robot.pose.inv().to_transformation_matrix()
-    position = (cloud["xyzw"].float() @ from_world.transpose(1, 2))[..., :3]
-    is_surface = cloud["xyzw"][..., 3:] > 0
-    return torch.cat([position, cloud["rgb"].float() / 255.0], dim=-1) * is_surface
-
-
-def describe_env(env: Any, *, task: str, max_episode_steps: int) -> EnvSpec:
-    """EnvSpec of a ManiSkill BaseEnv.
+def describe_env(env: Any, *, task: str, max_episode_steps: int, views: Views = PLAIN) -> EnvSpec:
+    """EnvSpec of a ManiSkill BaseEnv; `views` as in read_frame.
 
     Raises:
         EnvError: the task drives several robots, or its action is not a vector.
@@ -50,10 +43,10 @@ def describe_env(env: Any, *, task: str, max_episode_steps: int) -> EnvSpec:
         raise EnvError(
             task, expected="one robot with one action vector", got="several robots or none", hint="Choose another task."
         )
-    frame = read_frame(env, env.get_obs())
+    frame = read_frame(env, env.get_obs(), views=views)
     meanings = {"proprio": tuple(_paths(env._get_obs_agent(), ""))}
     if "state" in frame:
-        meanings["state"] = tuple(_paths(env.get_obs(unflattened=True), ""))
+        meanings["state"] = tuple(_paths(privileged_state(env), ""))
     is_prismatic = [joint.type[0] == "prismatic" for joint in agent.robot.active_joints]
     observation = {key: _array_spec(key, value, meanings, is_prismatic) for key, value in frame.items()}
     return EnvSpec(
@@ -66,6 +59,7 @@ def describe_env(env: Any, *, task: str, max_episode_steps: int) -> EnvSpec:
         control_hz=float(env.control_freq),
         max_episode_steps=max_episode_steps,
         has_success="success" in env.get_info(),
+        cameras=describe_cameras(env),
     )
 
 
@@ -84,10 +78,13 @@ def _array_spec(
     key: str, value: torch.Tensor, meanings: Mapping[str, tuple[str, ...]], is_prismatic: list[bool]
 ) -> ArraySpec:
     shape = tuple(value.shape[1:])
-    if key.startswith(_IMAGE):
+    if key.startswith(DEPTH):
+        return ArraySpec(key, shape, units=("m",), meanings=("along the camera's axis, 0 where there is no surface",))
+    if key.startswith(IMAGE):
         return ArraySpec(key, shape, dtype="uint8", meanings=("RGB, rows from the top",))
     if key == "points":
-        meaning = "x, y, z in the base frame (m), red, green, blue (0..1); zero where there is no surface"
+        colour = ", red, green, blue (0..1)" if shape[1] > 3 else ""
+        meaning = f"x, y, z in the base frame (m){colour}; zero where there is no surface"
         return ArraySpec(key, shape, meanings=(meaning,))
     units = tuple(_unit(name, is_prismatic) for name in meanings[key])
     return ArraySpec(key, shape, units=units, meanings=meanings[key])

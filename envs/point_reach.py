@@ -2,6 +2,7 @@
 
 State (x, y, goal_x, goal_y), all in [-1, 1] m. An action in [-1, 1] moves the point by up to 0.1 m along each axis.
 Success within 0.05 m of the goal. With `has_obstacle`, a disc of 0.2 m about the origin is death (fail).
+With `image_size` or `num_points` it is also seen from above (point_pictures.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from robot_rl.types import ActionChunk, Observation
 
 from .history import Frame, HistoryEnv
 from .perturbations import pushed
+from .point_pictures import view_specs, views
 
 _STEP_M = 0.1
 _SUCCESS_M = 0.05
@@ -47,6 +49,8 @@ class PointReachConfig:
         max_episode_steps: time limit.
         push: an offset on the action in every episode (nothing here has a mass), or None.
         shift: starts of "point" and "goal" moved, inside the square all the same, or None.
+        image_size: rows and columns of "image/top"; 0: none.
+        num_points: of "points"; 0: none.
     """
 
     has_obstacle: bool = False
@@ -55,6 +59,8 @@ class PointReachConfig:
     max_episode_steps: int = 30
     push: Push | None = None
     shift: Shift | None = None
+    image_size: int = 0
+    num_points: int = 0
 
 
 def make_env(config: PointReachConfig, *, num_envs: int, history: int) -> HistoryEnv:
@@ -120,7 +126,8 @@ class PointReach:
         success = distance <= _SUCCESS_M
         hit = self._state[:, :2].norm(dim=1) < _OBSTACLE_M
         return Frame(
-            observation={"proprio": self._state[:, :2].clone(), "state": self._state.clone()},
+            observation={"proprio": self._state[:, :2].clone(), "state": self._state.clone()}
+            | views(self._state, self.config.image_size, self.config.num_points),
             reward=success.float() if self.config.reward_mode is PointReward.sparse else -distance,
             success=success,
             fail=hit & self.config.has_obstacle,
@@ -161,7 +168,8 @@ def _spec(config: PointReachConfig) -> EnvSpec:
         observation={
             "proprio": metres("proprio", ("x", "y")),
             "state": metres("state", ("x", "y", "goal_x", "goal_y")),
-        },
+        }
+        | view_specs(config.image_size, config.num_points),
         action=ArraySpec(
             "action",
             (2,),

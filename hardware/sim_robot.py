@@ -97,6 +97,7 @@ class SimRobot:
         self._scene = live_scene(config.env, config.options) if scene is None else scene
         self.spec = self._scene.spec
         self.lost_s, self.unreachable, self.holds = 0.0, 0, 0
+        self.time_limit = True  # False: an episode is over with success alone; people are slower than the limit
         self._clock: Clock = MonotonicClock() if clock is None else clock
         names = self.spec.joint_names
         self._arm = [_index(name, names, self.card) for name in self.card.joints]
@@ -174,6 +175,11 @@ class SimRobot:
             if self._measured is None or self._measured[0] != self._steps:
                 self._measured = self._steps, self._scene.measure()
             return self._start_s + self._steps * self.step_s, self._measured[1]
+
+    def shown(self, reading: Reading) -> dict[str, Any]:
+        """What only a simulator knows, for a person's screen: "scene", name -> position (m, base frame)."""
+        with self._lock:
+            return {"scene": self._scene.objects() if hasattr(self._scene, "objects") else {}}
 
     def command(self, goal: Goal) -> Goal:
         """Follow a goal from the next step of physics on; returns it with the gripper inside its range.
@@ -277,7 +283,7 @@ class SimRobot:
         gone = self._steps - self._first_step
         if gone and gone % self._scene.steps_per_control == 0:
             success, steps = self._scene.success(), gone // self._scene.steps_per_control
-            over = success or steps >= self.spec.max_episode_steps
+            over = success or (self.time_limit and steps >= self.spec.max_episode_steps)
             self._episode = EpisodeState(self._episode.seed, steps, success, over)
 
 

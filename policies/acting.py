@@ -108,6 +108,24 @@ class ChainPolicy(ActingPolicy):
         condition: torch.Tensor = self.encoder(observation)
         return condition
 
+    def training_condition(
+        self, observation: Observation, generator: torch.Generator
+    ) -> tuple[Float32[Array, "B C"], Float32[Array, ""] | None, dict[str, float]]:
+        """Condition for a gradient step of imitation, the encoder's penalty and its parts.
+
+        As `encode`, without penalty, where the encoder draws nothing or does not learn, and outside training mode.
+        """
+        trains = self.training and torch.is_grad_enabled() and getattr(self.encoder, "learns", False)
+        if not trains:
+            return self.encode(observation), None, {}
+        return self.encoder.training_condition(observation, generator)  # type: ignore[no-any-return]
+
+    def representation_penalty(self, observation: Observation, generator: torch.Generator) -> Float32[Array, ""] | None:
+        """What RL adds to its loss where the encoder learns too (RL-100: weights / 10); None where there is nothing."""
+        if not getattr(self.encoder, "learns", False):
+            return None
+        return self.encoder.penalty(observation, generator)
+
     def reverse_step(
         self, latent: Float32[Array, "B Tp A"], step: int, condition: Float32[Array, "B C"]
     ) -> tuple[Float32[Array, "B Tp A"], float]:

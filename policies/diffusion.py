@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -35,12 +35,14 @@ from robot_rl.types import Observation, Window
 
 from .acting import ACTION, ChainPolicy
 from .denoisers import DenoiserKind, build_denoiser
+from .encoder_fusion import EncoderConfig
 from .encoders import build_encoder
+from .pretrained import load_pretrained
 
 
 @dataclass(frozen=True)
 class DiffusionPolicyConfig:
-    """Configuration of a diffusion policy; flat, JSON-able.
+    """Configuration of a diffusion policy; flat but for the encoder, JSON-able.
 
     Attributes:
         denoiser: mlp, unet (for long chunks), or transformer.
@@ -48,7 +50,8 @@ class DiffusionPolicyConfig:
         history: To, frames seen.
         horizon: Tp, actions predicted.
         execute: Ta, actions played before the next decision, 1 to Tp.
-        observation_keys: "state" and "proprio", in this order in the condition.
+        observation_keys: "state", "proprio", "image/<camera>" and "points", in this order in the condition.
+        encoder: of images and points (config group `encoder`); null: numbers, as they are.
         num_levels: levels of the training schedule.
         num_steps: K, denoising steps at levels spaced as in leading_levels.
         mode: sampling mode of `act`.
@@ -64,6 +67,7 @@ class DiffusionPolicyConfig:
     horizon: int = 8
     execute: int = 8
     observation_keys: tuple[str, ...] = ("state",)
+    encoder: EncoderConfig | None = None
     num_levels: int = 100
     num_steps: int = 10
     mode: SamplingMode = SamplingMode.eta0
@@ -101,13 +105,21 @@ class DiffusionPolicyConfig:
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """Plain dict of a flat configuration dataclass: enums by value, tuples as lists."""
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
-    return {key: value.value if isinstance(value, Enum) else value for key, value in plain.items()}
+    """Plain dict of a configuration dataclass: enums by value, tuples as lists, nested ones as dicts."""
+    plain: dict[str, Any] = _plain(asdict(config))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
+    return value.value if isinstance(value, Enum) else value
 
 
 def config_fields_from_json(config_class: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a flat configuration dataclass from JSON types; each field's default tells its type.
+    """Fields of a configuration dataclass from JSON types; each field's default tells its type.
 
     Raises:
         PolicyError: an unknown key or enum value.
@@ -119,12 +131,24 @@ def config_fields_from_json(config_class: type, data: Mapping[str, Any]) -> dict
         if key not in defaults:
             raise PolicyError(where, expected="a known key", got=repr(key), hint=closest(key, defaults))
         kind = type(defaults[key])
+        if key == "encoder" and value is not None:
+            value = _nested(EncoderConfig, value)
         if issubclass(kind, Enum):
             options = [str(member.value) for member in kind]
             if value not in options:
                 raise PolicyError(where, expected=f"a {kind.__name__}", got=repr(value), hint=closest(value, options))
         out[key] = kind(value) if issubclass(kind, (Enum, tuple)) else value
     return out
+
+
+def _nested(config_class: type, data: Mapping[str, Any]) -> Any:
+    """A dataclass of dataclasses, every field of which has a default."""
+    inner = {f.name: f.default_factory for f in fields(config_class) if f.default_factory is not MISSING}
+    flat = {k: _nested(inner[k], v) if k in inner and isinstance(v, Mapping) else v for k, v in data.items()}  # type: ignore[arg-type]
+    nested = {key: value for key, value in flat.items() if key in inner}
+    return config_class(
+        **config_fields_from_json(config_class, {k: v for k, v in flat.items() if k not in inner}), **nested
+    )
 
 
 def check_chunk(*, history: int, horizon: int, execute: int) -> None:
@@ -158,9 +182,13 @@ class DiffusionPolicy(ChainPolicy):
         check_chunk(history=config.history, horizon=config.horizon, execute=config.execute)
         self.sampler = config.sampler
         keys = tuple(config.observation_keys)
-        self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer)
+        self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer, config=config.encoder)
         self.denoiser = build_denoiser(config, action_size=spec.action.size, condition_size=self.encoder.size)
         self.register_buffer("alpha_bar", squared_cosine_alpha_bar(config.num_levels), persistent=False)
+
+    def load_pretrained(self) -> list[dict[str, Any]]:
+        """Read the weights that the encoder's configuration names; see pretrained.load_pretrained, also for its errors."""
+        return load_pretrained(self.encoder)
 
     @property
     def sampling(self) -> str:
@@ -187,6 +215,12 @@ class DiffusionPolicy(ChainPolicy):
 
         return WarmStartedPolicy(self, warm)
 
+    def continuing(self, most: float) -> Any:
+        """This policy, each chunk pulled to the one being played (execution=rtc); see ContinuingPolicy."""
+        from .inpainting import ContinuingPolicy
+
+        return ContinuingPolicy(self, most)
+
     def with_mode(self, mode: SamplingMode, *, sigma_min: float | None = None) -> DiffusionPolicy:
         """The same weights (shared, not copied) under another sampling mode, and another noise floor if one is given."""
         # A shallow copy of a module shares the tables of its parameters and submodules.
@@ -212,17 +246,19 @@ class DiffusionPolicy(ChainPolicy):
         """Denoising loss, mean square over the valid elements of a batch; levels and noise from `generator`.
 
         Returns:
-            The scalar, and {"denoise_mse"}.
+            The scalar, and {"denoise_mse"}; where an encoder of images or points trains, also its own penalty in the scalar
+            and its parts (see FusionEncoder.training_condition).
         """
         x0 = self.normalizer.apply(ACTION, window.actions)
         place = generator.device  # a CPU generator gives the same numbers whatever device trains
         level = torch.randint(self.config.num_levels, (len(x0),), generator=generator, device=place).to(x0.device)
         noise = torch.randn(x0.shape, generator=generator, device=place).to(x0.device)
-        output = self.denoiser(add_noise(x0, noise, level, self.alpha_bar), level, self.encode(window.observation))
+        condition, penalty, parts = self.training_condition(window.observation, generator)
+        output = self.denoiser(add_noise(x0, noise, level, self.alpha_bar), level, condition)
         target = prediction_target(x0, noise, level, alpha_bar=self.alpha_bar, prediction=self.sampler.prediction)
         weight = window.valid[:, :, None].expand_as(x0)
         loss = ((output - target).square() * weight).sum() / weight.sum().clamp(min=1)
-        return loss, {"denoise_mse": float(loss.detach())}
+        return loss if penalty is None else loss + penalty, {"denoise_mse": float(loss.detach())} | parts
 
     def _output(self, latent: Array, level: Array, condition: Array) -> Array:
         return self.denoiser(latent, level, condition)

@@ -1,7 +1,8 @@
-"""Encoders: what a policy sees -> one condition vector. The seam behind which images and point clouds will come.
+"""Encoders: what a policy sees -> one condition vector.
 
 An encoder is an nn.Module with `keys`, `size` (C), `forward(observation) -> (B, C)` and `encode(arrays) -> (B, C)`;
-the second takes bare tensors by key, which is what an exported graph has.
+the second takes bare tensors by key, which is what an exported graph has. Numbers go through StateEncoder, which has no
+weights; images and points through FusionEncoder (encoder_fusion.py), described by an EncoderConfig.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import PolicyError, closest
 from robot_rl.specs import EnvSpec
 from robot_rl.types import Observation
+
+from .encoder_fusion import EncoderConfig, FusionEncoder
 
 LOW_DIMENSIONAL = ("proprio", "state")
 
@@ -77,24 +80,36 @@ class StateEncoder(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def build_encoder(spec: EnvSpec, keys: tuple[str, ...], *, history: int, normalizer: Normalizer) -> StateEncoder:
-    """Choose the encoder for `keys`.
+def build_encoder(
+    spec: EnvSpec,
+    keys: tuple[str, ...],
+    *,
+    history: int,
+    normalizer: Normalizer,
+    config: EncoderConfig | None = None,
+) -> StateEncoder | FusionEncoder:
+    """Choose the encoder for `keys`: with a configuration one that learns, without one the numbers as they are.
 
     Raises:
-        PolicyError: no key, an unknown key, or a key of images or points, whose encoders do not exist yet.
+        PolicyError: no key, an unknown key, images or points without a configuration, or one that does not fit them.
     """
     if not keys:
         raise PolicyError(
             "observation_keys", expected="at least one key", got="none", hint=closest("", LOW_DIMENSIONAL)
         )
-    for key in keys:
-        later = {"image/": "image encoders (ResNet, ViT)", "points": "the point-cloud encoder (PointNet)"}
-        for prefix, encoder in later.items():
-            if key.startswith(prefix):
+    if config is None:
+        for key in keys:
+            if key.startswith("image/") or key == "points":
                 raise PolicyError(
-                    "observation_keys",
-                    expected=f"low-dimensional keys ({', '.join(LOW_DIMENSIONAL)})",
-                    got=repr(key),
-                    hint=f"{encoder} are not built yet; they are a later extension of policies/encoders.py.",
-                )
-    return StateEncoder(spec, keys, history=history, normalizer=normalizer)
+                    "observation_keys", expected=f"low-dimensional keys ({', '.join(LOW_DIMENSIONAL)}), or an encoder",
+                    got=f"{key!r} and none", hint="Choose one: encoder=rgb, encoder=rgb_vit or encoder=points.",
+                )  # fmt: skip
+        return StateEncoder(spec, keys, history=history, normalizer=normalizer)
+    for key in keys:
+        if key not in spec.observation or key.startswith("depth/"):
+            seen = [name for name in spec.observation if not name.startswith("depth/")]
+            raise PolicyError(
+                f"encoder for {spec.env_id}", expected="an observation key that the environment has and an encoder takes",
+                got=repr(key), hint=closest(key, seen),
+            )  # fmt: skip
+    return FusionEncoder(config, spec, keys, history=history, normalizer=normalizer)

@@ -44,6 +44,7 @@ from .diffusion import (
     config_fields_from_json,
     config_to_json,
 )
+from .encoder_fusion import EncoderConfig
 from .encoders import build_encoder
 
 
@@ -68,7 +69,7 @@ class OneStepPolicyConfig:
         teacher_mode: which map of the teacher is imitated: eta0 (keeps modes) or mean (keeps the centre).
         head: see OneStepHead.
         final_alpha: where the teacher's last step lands, and so what f jumps to.
-        denoiser, history, horizon, execute, observation_keys, num_levels, hidden_width, num_blocks, channels,
+        denoiser, history, horizon, execute, observation_keys, encoder, num_levels, hidden_width, num_blocks, channels,
             level_embedding: as in DiffusionPolicyConfig, equal to the teacher's.
     """
 
@@ -82,6 +83,7 @@ class OneStepPolicyConfig:
     horizon: int = 8
     execute: int = 8
     observation_keys: tuple[str, ...] = ("state",)
+    encoder: EncoderConfig | None = None
     num_levels: int = 100
     hidden_width: int = 256
     num_blocks: int = 2
@@ -174,7 +176,7 @@ class OneStepPolicy(ChainPolicy):
         check_chunk(history=config.history, horizon=config.horizon, execute=config.execute)
         self.sampler = config.sampler
         keys = tuple(config.observation_keys)
-        self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer)
+        self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer, config=config.encoder)
         self.denoiser = build_denoiser(config, action_size=spec.action.size, condition_size=self.encoder.size)
 
     @classmethod
@@ -202,6 +204,7 @@ class OneStepPolicy(ChainPolicy):
         )
         student = cls(config, teacher.spec, copy.deepcopy(teacher.normalizer)).to(teacher.action_low.device)
         student.denoiser.load_state_dict(teacher.denoiser.state_dict())
+        student.encoder.load_state_dict(teacher.encoder.state_dict())
         return student
 
     @property

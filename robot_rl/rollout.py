@@ -89,6 +89,7 @@ class EpisodeRecord:
         initial_state: hash of the first frame, to see that starts differ.
         wall_s: seconds from the end of the env's episode before (or the call) to the end of this one. All together they
             are the time of play, resets and waiting. None unless the protocol says `real_time` (a real robot).
+        action_step_max: largest |a[t+1] - a[t]| of an arm dimension, action units; None in records of older versions.
     """
 
     seed: int
@@ -105,6 +106,7 @@ class EpisodeRecord:
     gripper_flips: int
     initial_state: str
     wall_s: float | None = None
+    action_step_max: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict of JSON types."""
@@ -159,6 +161,7 @@ class _Track:
             gripper_flips=flips,
             initial_state=self.initial_state,
             wall_s=wall_s,
+            action_step_max=float(np.abs(np.diff(arm, axis=0)).max(initial=0.0)),
         )
 
     def episode(self, spec: EnvSpec, source: Source, *, terminated: bool, truncated: bool) -> Episode:
@@ -220,7 +223,7 @@ def rollout(
         actions = torch.as_tensor(chunk.actions).to(env.device)
         result = env.step(ActionChunk(actions=actions, execute=chunk.execute))
         arrays = _numpy(result, keep=source is not None)
-        played = actions.cpu().numpy()
+        played = (actions if result.played is None else result.played).cpu().numpy()
         done = arrays["terminated"] | arrays["truncated"]
         for row in np.flatnonzero(arrays["executed"]).tolist():
             track = tracks[row]
@@ -278,6 +281,7 @@ def summarize(records: list[EpisodeRecord]) -> dict[str, Any]:
     if number > 1 and len(starts) == 1:
         log.warning("all %d episodes began in the same state: the success rate says nothing about other starts", number)
     times = [record.steps_to_success for record in records if record.steps_to_success is not None]
+    steps = [record.action_step_max for record in records if record.action_step_max is not None]
     return {
         "success_once": proportion(sum(r.success_once for r in records), number).to_json(),
         "success_at_end": proportion(sum(r.success_at_end for r in records), number).to_json(),
@@ -292,6 +296,7 @@ def summarize(records: list[EpisodeRecord]) -> dict[str, Any]:
         "total_reward_mean": float(np.mean([record.total_reward for record in records])),
         "action_change_rms": float(np.mean([record.action_change_rms for record in records])),
         "action_jerk_rms": float(np.mean([record.action_jerk_rms for record in records])),
+        "action_step_max": max(steps) if len(steps) == number else None,
         "gripper_flips_mean": float(np.mean([record.gripper_flips for record in records])),
     }
 

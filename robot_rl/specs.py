@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -129,6 +129,32 @@ class ArraySpec:
 
 
 @dataclass(frozen=True)
+class CameraSpec:
+    """How a camera sees: a pinhole without distortion, axes as OpenCV's (x right, y down, z forward).
+
+    Attributes:
+        width, height: pixels.
+        fx, fy: focal lengths, pixels.
+        cx, cy: where the optical axis meets the image, pixels; the middle of the first pixel is (0, 0), as in OpenCV.
+        position_m: of the camera in `frame`.
+        quaternion_wxyz: of unit length; turns the camera's axes into those of `frame`.
+        frame: "base" (of the robot), or the link that the camera is mounted on.
+        channels: of its images; "RGB" is what everything here stores and reads.
+    """
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    position_m: tuple[float, ...] = (0.0, 0.0, 0.0)
+    quaternion_wxyz: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
+    frame: str = "base"
+    channels: str = "RGB"
+
+
+@dataclass(frozen=True)
 class EnvSpec:
     """What an environment offers. Inside every dataset, checkpoint and export.
 
@@ -142,6 +168,7 @@ class EnvSpec:
         control_hz: actions per second.
         max_episode_steps: time limit in env steps.
         has_success: whether the environment reports success.
+        cameras: camera -> how it sees, for those that are known; the names are those of "image/<camera>".
     """
 
     env_id: str
@@ -153,10 +180,14 @@ class EnvSpec:
     control_hz: float
     max_episode_steps: int
     has_success: bool = True
+    cameras: Mapping[str, CameraSpec] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict of JSON types."""
-        out = asdict(replace(self, observation={}))
+        """Plain dict of JSON types; `cameras` only where there are some."""
+        out = asdict(replace(self, observation={}, cameras={}))
+        out.pop("cameras")
+        if self.cameras:
+            out["cameras"] = {name: asdict(camera) for name, camera in self.cameras.items()}
         out["observation"] = {key: asdict(spec) for key, spec in self.observation.items()}
         out["action_semantics"] = {k: getattr(v, "value", v) for k, v in out["action_semantics"].items()}
         return out
@@ -186,6 +217,8 @@ class EnvSpec:
         _require(_is_number(hz) and 0 < hz < math.inf, f"{where}, control_hz", "a number above 0", _shown(hz))
         _require(_is_whole(steps) and steps > 0, f"{where}, max_episode_steps", "a whole number above 0", _shown(steps))
         _typed(plain.get("has_success", True), bool, f"{where}, has_success", "true or false")
+        cameras = _typed(plain.get("cameras", {}), Mapping, f"{where}, cameras", "an object of cameras")
+        plain["cameras"] = {name: _camera(value, f"{where}, camera {name!r}") for name, value in cameras.items()}
         return cls(**{**plain, "control_hz": float(hz)})
 
 
@@ -216,6 +249,30 @@ def _array_spec(data: Any, where: str) -> ArraySpec:
             out[key] = _texts(plain[key], f"{where}, {key}")
             _require(len(out[key]) in (1, size), f"{where}, {key}", f"1 or {size} texts", f"{len(out[key])}")
     return ArraySpec(**out)
+
+
+def _camera(data: Any, where: str) -> CameraSpec:
+    plain = _fields(data, CameraSpec, where)
+    for key in ("width", "height"):
+        _require(
+            _is_whole(plain[key]) and plain[key] > 0, f"{where}, {key}", "a whole number above 0", _shown(plain[key])
+        )
+    for key, length in (("position_m", 3), ("quaternion_wxyz", 4)):
+        if key in plain:
+            numbers = tuple(_typed(plain[key], list | tuple, f"{where}, {key}", f"a list of {length} numbers"))
+            is_fine = len(numbers) == length and all(_is_number(n) and math.isfinite(n) for n in numbers)
+            _require(is_fine, f"{where}, {key}", f"{length} numbers", _shown(numbers))
+            plain[key] = tuple(map(float, numbers))
+    for key in ("fx", "fy", "cx", "cy"):
+        is_fine = _is_number(plain[key]) and math.isfinite(plain[key]) and (key[0] == "c" or plain[key] > 0)
+        _require(is_fine, f"{where}, {key}", "a finite number, focal lengths above 0", _shown(plain[key]))
+        plain[key] = float(plain[key])
+    for key in ("frame", "channels"):
+        _typed(plain.get(key, ""), str, f"{where}, {key}", "a text")
+    camera = CameraSpec(**plain)
+    norm = math.hypot(*camera.quaternion_wxyz)
+    _require(abs(norm - 1) < 1e-3, f"{where}, quaternion_wxyz", "unit length", f"length {norm:g}")
+    return camera
 
 
 def _action_semantics(data: Any, where: str) -> ActionSemantics:
@@ -251,7 +308,7 @@ _DTYPES = (
 def _fields(data: Any, cls: type[Any], where: str) -> dict[str, Any]:
     """A JSON object with the fields of a dataclass, no others, and none missing that has no default."""
     plain = dict(_typed(data, Mapping, where, "an object"))
-    known = {field.name: field.default is MISSING for field in fields(cls)}
+    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cls)}
     for name in plain:
         if name not in known:
             raise DataError(

@@ -34,6 +34,7 @@ class Observation:
         state: low-dimensional state of robot and scene that only a simulator knows, float32 (N, To, S), or None.
         images: camera -> uint8 (N, To, H, W, 3), RGB.
         points: float32 (N, To, M, 3 or 6), metres in the base frame (and RGB 0..1), or None.
+        depth: camera -> float32 (N, To, H, W, 1), metres along the camera's axis, 0 where there is no surface.
         instruction: one text per env, or None.
         time: float64 (N, To), seconds since the episode began, or None.
     """
@@ -42,6 +43,7 @@ class Observation:
     state: Float32[Array, "N To S"] | None = None
     images: Mapping[str, UInt8[Array, "N To H W 3"]] = field(default_factory=dict)
     points: Float32[Array, "N To M D"] | None = None
+    depth: Mapping[str, Float32[Array, "N To H W 1"]] = field(default_factory=dict)
     instruction: tuple[str, ...] | None = None
     time: Float64[Array, "N To"] | None = None
 
@@ -52,7 +54,8 @@ class Observation:
             out["state"] = self.state
         if self.points is not None:
             out["points"] = self.points
-        return out | {f"image/{camera}": image for camera, image in self.images.items()}
+        out |= {f"image/{camera}": image for camera, image in self.images.items()}
+        return out | {f"depth/{camera}": depth for camera, depth in self.depth.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], *, time: Array | None = None) -> Observation:
@@ -63,6 +66,7 @@ class Observation:
             state=arrays.get("state"),
             images=images,
             points=arrays.get("points"),
+            depth={k.removeprefix("depth/"): v for k, v in arrays.items() if k.startswith("depth/")},
             time=time,
         )
 
@@ -74,6 +78,7 @@ class Observation:
             state=None if self.state is None else function(self.state),
             images={k: function(v) for k, v in self.images.items()},
             points=None if self.points is None else function(self.points),
+            depth={k: function(v) for k, v in self.depth.items()},
             time=None if self.time is None else function(self.time),
         )
 
@@ -104,12 +109,13 @@ class StepResult:
         mask: bool (N, Ta), True where the action was really executed.
         executed: int64 (N,), number of executed actions; 0 for an idle env.
         terminated: bool (N,), a true end of the task.
-        truncated: bool (N,), the time limit.
+        truncated: bool (N,), the time limit, or a person or a stop ended the episode.
         success: bool (N,), success at any step of this chunk.
         success_at_end: bool (N,), success at the last executed step.
         step_success: bool (N, Ta), success after each executed action.
         frames: key of EnvSpec.observation -> (N, Ta, ...), the frame after each executed action, for recorders that
             want every step of a chunk; rows behind `executed` are undefined.
+        played: float32 (N, Ta, A), the actions as they were executed, where limits may bend them (a robot); None: as asked.
     """
 
     observation: Observation
@@ -123,6 +129,7 @@ class StepResult:
     success_at_end: Bool[Array, " N"]
     step_success: Bool[Array, "N Ta"]
     frames: Mapping[str, Array]
+    played: Float32[Array, "N Ta A"] | None = None
 
 
 @dataclass(frozen=True)

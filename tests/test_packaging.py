@@ -55,7 +55,18 @@ def test_wheel_holds_every_file(tmp_path: Path) -> None:
         for path in (tmp_path / "source" / top).rglob("*"):
             # Every file of the ament package belongs into the wheel, also those without a suffix.
             is_ament = path.is_file() and "ros2" in path.relative_to(tmp_path / "source").parts
-            if is_ament or path.suffix in (".py", ".yaml", ".typed", ".md", ".html", ".xml", ".obj", ".js", ".css", ".svg"):
+            if is_ament or path.suffix in (
+                ".py",
+                ".yaml",
+                ".typed",
+                ".md",
+                ".html",
+                ".xml",
+                ".obj",
+                ".js",
+                ".css",
+                ".svg",
+            ):
                 wanted.add(prefix + path.relative_to(tmp_path / "source").as_posix())
     assert held == wanted
     assert {"robot_rl/py.typed", "robot_rl/configs/env/point_reach.yaml", "robot_rl/envs/__init__.py"} <= held

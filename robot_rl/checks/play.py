@@ -22,7 +22,8 @@ from robot_rl.types import ActionChunk, Observation, StepResult
 
 FEW, MANY = 1, 3
 IDLE = -1
-_FIELDS = tuple(f.name for f in fields(StepResult) if f.name not in ("observation", "final_observation", "frames"))
+_APART = ("observation", "final_observation", "frames", "played")
+_FIELDS = tuple(f.name for f in fields(StepResult) if f.name not in _APART)
 
 
 @dataclass(frozen=True)

@@ -135,13 +135,13 @@ class DiskWatch:
 
     def __init__(self, store: EpisodeStore, *, reserve_bytes: int = RESERVED_DISK_BYTES) -> None:
         """Watch the disk of a store that is open for append."""
-        self._store, self._reserve_bytes = store, reserve_bytes
+        self._store, self.reserve_bytes = store, reserve_bytes
 
     def left(self) -> Left:
         """What still fits, by the compression so far and the mean length of the episodes so far."""
         spec, lengths = self._store.spec, self._store.lengths
         steps = float(lengths.mean()) if len(lengths) else float(spec.max_episode_steps)
-        now = estimate(self._store.path, spec, steps=0, store=self._store, reserve_bytes=self._reserve_bytes)
+        now = estimate(self._store.path, spec, steps=0, store=self._store, reserve_bytes=self.reserve_bytes)
         # Saving an episode puts it on the disk twice for a moment.
         room = now.free_bytes - now.reserve_bytes - now.bytes_per_step * spec.max_episode_steps
         fitting = max(0.0, room / (now.bytes_per_step * now.compression))
@@ -156,11 +156,11 @@ class DiskWatch:
         spec = self._store.spec
         need = 2 * bytes_per_step(spec) * spec.max_episode_steps
         free = shutil.disk_usage(self._store.path).free
-        if free < need + self._reserve_bytes:
+        if free < need + self.reserve_bytes:
             raise DataError(
                 f"{self._store.path}",
-                expected=f"{need + self._reserve_bytes} bytes free ({need} to save an episode of {spec.max_episode_steps} "
-                f"steps, {self._reserve_bytes} in reserve)",
+                expected=f"{need + self.reserve_bytes} bytes free ({need} to save an episode of {spec.max_episode_steps} "
+                f"steps, {self.reserve_bytes} in reserve)",
                 got=f"{free} bytes",
                 hint=f"Free some disk space. The {len(self._store)} episodes so far are safe.",
             )

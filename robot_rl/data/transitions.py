@@ -13,6 +13,7 @@ import torch
 
 from robot_rl.algorithms.returns import returns_to_go
 from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.data.feature_cache import encode_windows
 from robot_rl.data.windows import WindowSampler
 
 ACTION = "action"
@@ -61,30 +62,36 @@ class Transitions:
 
 
 @torch.no_grad()
-def transitions_of(sampler: WindowSampler, policy: Any, *, gamma: float, batch_size: int = 4096) -> Transitions:
+def transitions_of(
+    sampler: WindowSampler,
+    policy: Any,
+    *,
+    gamma: float,
+    batch_size: int = 4096,
+    features: tuple[Float32[Array, "S F"], Float32[Array, "S F"]] | None = None,
+) -> Transitions:
     """Every window of `sampler` as a decision, in the feature space of `policy` (a DenoisingPolicy).
 
     Args:
         sampler: its gamma must be `gamma`, its `execute` is the policy's.
         policy: gives `encode`, `normalizer` and `config.execute`.
         gamma: discount per env step.
-        batch_size: rows encoded at once.
+        batch_size: rows at once.
+        features: of every window and of what it led to (feature_cache.py); None: encoded here.
     """
     execute = policy.config.execute
+    feature, next_feature = encode_windows(sampler, policy) if features is None else features
     parts: list[dict[str, torch.Tensor]] = []
     for first in range(0, sampler.num_windows, batch_size):
         window = sampler.window(torch.arange(first, min(first + batch_size, sampler.num_windows)))
-        assert window.next_observation is not None
         assert window.discount is not None
         powers = gamma ** torch.arange(execute, device=window.reward.device, dtype=torch.float32)
         action = policy.normalizer.apply(ACTION, window.actions[:, :execute]).clamp(-1, 1)
         parts.append(
             {
-                "feature": policy.encode(window.observation),
                 "action": action.flatten(1),
                 "reward": (window.reward[:, :execute] * powers).sum(1),
                 "discount": window.discount,
-                "next_feature": policy.encode(window.next_observation),
                 "terminated": window.discount == 0,
                 "step_reward": window.reward[:, 0],
             }
@@ -97,4 +104,7 @@ def transitions_of(sampler: WindowSampler, policy: Any, *, gamma: float, batch_s
     pieces = torch.split(step_reward, lengths.tolist())
     success = torch.as_tensor(sampler.success_of_episode, device=episode.device)[episode]
     to_go = torch.cat([returns_to_go(piece, gamma=gamma) for piece in pieces])
-    return Transitions(**joined, return_to_go=to_go, episode=episode, step=step, success=success)
+    return Transitions(
+        feature=feature, next_feature=next_feature, **joined, return_to_go=to_go, episode=episode, step=step,
+        success=success,
+    )  # fmt: skip

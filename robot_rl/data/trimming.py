@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.data.editing import edited
+from robot_rl.data.recorded_columns import cut_columns
 from robot_rl.data.rewriting import Piece, Plan, pieces_of
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import DataError, closest
@@ -80,6 +81,7 @@ def trim_episode(episode: Episode, begin: int, stop: int, *, keep_ending: bool) 
         truncated=episode.truncated and (keep_ending or not is_cut),
         source=episode.source[begin:stop],
         time=episode.time[begin:stop] - (episode.time[begin] if begin else 0.0),
+        metadata=cut_columns(episode.metadata, begin, stop),
     )
 
 

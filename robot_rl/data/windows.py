@@ -186,6 +186,12 @@ class WindowSampler:
         """One per step of the chosen episodes."""
         return int(self._action.shape[0])
 
+    @property
+    def bytes_per_window(self) -> int:
+        """Size of one window's observation."""
+        frames = sum(x.element_size() * x[0].numel() for x in self._frames.values())
+        return frames * len(self._back)
+
     def sample(self, batch_size: int, generator: torch.Generator, *, with_next: bool = False) -> Window:
         """Draw windows uniformly, with replacement.
 

@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +184,8 @@ class PolicyClient:
             )  # fmt: skip
             # A server that reads nothing would block `send` for ever: TCP alone has no time limit there.
             limit = struct.pack("ll", int(times.answer_s), int(times.answer_s % 1 * 1e6))
-            self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            with suppress(OSError):  # closed already: `recv` says why
+                self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             hello = wire.unpack(self._connection.recv(timeout=max(deadline_s - time.monotonic(), 0.01)))
         except (OSError, TimeoutError, WebSocketException, DataError, ValueError) as error:
             self.close()

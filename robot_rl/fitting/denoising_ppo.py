@@ -117,6 +117,14 @@ class Decisions:
         encoded: torch.Tensor = policy.encode(self.observation.map(lambda x: x[rows]))
         return encoded
 
+    def penalty(self, policy: Any, rows: Int64[Array, " R"], generator: torch.Generator) -> torch.Tensor | None:
+        """Reconstruction and bottleneck of some rows (RL-100: weights / 10); None where the encoder has or learns nothing."""
+        of = getattr(policy, "representation_penalty", None)
+        if self.observation is None or of is None:
+            return None
+        value: torch.Tensor | None = of(self.observation.map(lambda x: x[rows]), generator)
+        return value
+
 
 def executed_action(policy: Any, final: Float32[Array, "B Tp A"]) -> Float32[Array, "B D"]:
     """The part of a final latent that is played, as critics and models want it: clipped to [-1, 1] and flattened."""
@@ -248,6 +256,8 @@ def ppo_iteration(
                 return last
             if config.anchor and anchor is not None:
                 loss = loss + config.anchor * anchor(policy, generator)
+            penalty = decisions.penalty(policy, rows, generator)
+            loss = loss if penalty is None else loss + penalty
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, config.grad_norm)

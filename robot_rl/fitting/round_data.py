@@ -16,6 +16,7 @@ import torch
 
 from robot_rl.algorithms.returns import reachable_range
 from robot_rl.algorithms.rewards import RewardConfig, jitter, penalised_range, shaped_rewards
+from robot_rl.data.feature_cache import cached_features
 from robot_rl.data.same_spec import require_same_spec
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.transitions import Transitions, transitions_of
@@ -99,6 +100,7 @@ def load_round(
     seed: int,
     device: torch.device,
     reward: RewardConfig = NO_PENALTIES,
+    feature_cache: str = "",
 ) -> RoundData:
     """Read and merge the stores, and split their episodes.
 
@@ -110,6 +112,7 @@ def load_round(
         seed: of the split.
         device: where the data lives.
         reward: penalties on top of the stored rewards.
+        feature_cache: folder of features that earlier runs computed (data/feature_cache.py); "": none.
 
     Raises:
         DataError: a store that is missing, damaged or of another spec, too few episodes, or mixed rewards.
@@ -130,7 +133,8 @@ def load_round(
         arrays, history=config.history, horizon=config.horizon, execute=config.execute, keys=keys,
         episodes=np.arange(number), device=device, gamma=gamma,
     )  # fmt: skip
-    rows = transitions_of(windows, policy, gamma=gamma)
+    features = cached_features(windows, policy, folder=feature_cache, hashes=hashes) if feature_cache else None
+    rows = transitions_of(windows, policy, gamma=gamma, features=features)
     first, second = split_by_episode(number, 0.5, seed)
     sets = []
     for half in (first, second):

@@ -1,7 +1,8 @@
-"""Collect episodes: a scripted expert or a policy plays, and each finished one is stored before the next counts.
+"""Collect episodes: a person, a scripted expert or a policy plays, and each finished one is stored before the next counts.
 
-Inputs: an environment, an expert or a policy. Outputs: an EpisodeStore (zarr) at `dataset`; episodes.jsonl with one line for every
-episode played, stored or not.
+Inputs: an environment, and an expert or a policy; or, with `teleop=<device>`, a robot that a person drives
+(docs/collect.md). Outputs: an EpisodeStore (zarr) at `dataset`; episodes.jsonl with one line for every episode played, stored
+or not.
 Episodes are stored in the order of their seeds, so the dataset does not depend on `num_envs`. `num_episodes` is the
 total that the dataset shall hold: running again continues, and says what is there already.
 
@@ -34,6 +35,7 @@ from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
 from robot_rl.specs import EnvSpec
+from robot_rl.stages.collect_teleop import SharedMode, TeleopConfig, run_teleop
 from robot_rl.stages.evaluate import check_spec
 from robot_rl.types import Episode, Source
 
@@ -55,7 +57,11 @@ class CollectConfig:
         env: component: which environment.
         expert: component: who acts when `policy` is empty.
         policy: run or checkpoint directory of a policy that plays instead (its mistakes are what offline RL learns from).
-        mode: sampling mode of that policy, or null for its own.
+        teleop: component: the device of a person who drives instead; then `env`, `robot` and `driver` say what.
+        robot: with teleop: a robot card, its name or a YAML file.
+        driver: with teleop: component group, as in `deploy`.
+        session: with teleop: see collect_teleop.TeleopConfig.
+        mode: sampling mode of that policy, or null for its own; with teleop and policy: intervene.
         sigma_min: noise floor of mode eta1, or null for the policy's own.
         dataset: where the store is (made when missing, continued when there).
         images: how cameras are kept: "arrays", "video" or "video_lossless"; null: as the dataset does, arrays in a new one.
@@ -72,7 +78,11 @@ class CollectConfig:
     env: dict[str, Any] = field(default_factory=dict)
     expert: dict[str, Any] = field(default_factory=dict)
     policy: str = ""
-    mode: SamplingMode | None = None
+    teleop: dict[str, Any] | None = None
+    robot: str = "sim_panda"
+    driver: dict[str, Any] = field(default_factory=dict)
+    session: TeleopConfig = field(default_factory=TeleopConfig)
+    mode: SamplingMode | SharedMode | None = None
     sigma_min: float | None = None
     dataset: str = "datasets/demonstrations.zarr"
     images: str | None = None
@@ -98,6 +108,10 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
             got=f"{config.num_episodes} and {config.num_envs}",
             hint="Set both to a positive number.",
         )
+    if config.teleop:
+        return run_teleop(config, run)
+    if isinstance(config.mode, SharedMode):
+        raise ConfigError("mode=intervene", expected="a person", got="no teleop", hint="Add teleop=<device>.")
     began = time.monotonic()
     policy = _policy(config) if config.policy else None
     history = 1 if policy is None else policy.config.history

@@ -17,18 +17,18 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.disturbance import Push, Shift
-from robot_rl.algorithms.statistics import proportion
-from robot_rl.algorithms.throughput import longest_run, successes_an_hour
 from robot_rl.algorithms.warm_start import WarmStart
+from robot_rl.chunk_execution import DelayedActor
 from robot_rl.data.same_spec import require_same_actions
+from robot_rl.deploy.client import open_client
 from robot_rl.deploy.engine_cache import Precision
+from robot_rl.deploy.execution import ChunkRule, Execution
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.deploy.onnx_policy import TENSORRT_PROVIDER
 from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, TensorRtPolicy, open_policy
@@ -36,6 +36,7 @@ from robot_rl.errors import ConfigError, EnvError, PolicyError
 from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
 from robot_rl.runs.config import build, config_to_json, validate_component
 from robot_rl.runs.directory import RunDirectory
+from robot_rl.runs.measures import pushed_share, throughput
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
 from robot_rl.specs import EnvSpec
@@ -48,7 +49,8 @@ class EvaluateConfig:
     """Configuration of `robot-rl evaluate`.
 
     Attributes:
-        policy: run directory, checkpoint directory or .onnx file; empty to evaluate the expert.
+        policy: run directory, checkpoint directory, .onnx file, or ws://host:port of `robot-rl serve`; empty to evaluate
+            the expert.
         env: component: which environment.
         expert: component: who acts when `policy` is empty.
         num_episodes: how many seeds, from first_seed on.
@@ -57,6 +59,10 @@ class EvaluateConfig:
         mode: sampling mode of a diffusion policy (eta0, eta1, mean), or null for the policy's own.
         rti: start each decision of a diffusion policy from its last chunk (algorithms/warm_start.py; level, steps, start,
             discrete_at, discrete_scale, max_jump); null: full denoising.
+        execution: play as a robot does, whose policy answers late (docs/chunks.md): sync, naive, async, ensemble or rtc; null:
+            every answer is there at once.
+        latency_ms: of every answer, for execution; null: the time that this machine takes.
+        chunks: every, blend_steps, decay and guidance of execution (deploy/execution.py).
         best_of: chunks that a diffusion policy draws at every decision; the one that `critic` likes best is played.
         critic: run or checkpoint directory of `offline` whose critic chooses; empty without best_of.
         noise_rule: fixed or seeded, or null for the policy's own (an export states it; a checkpoint is seeded).
@@ -82,6 +88,9 @@ class EvaluateConfig:
     num_envs: int = 8
     mode: SamplingMode | None = None
     rti: WarmStart | None = None
+    execution: Execution | None = None
+    latency_ms: float | None = 0.0
+    chunks: ChunkRule = field(default_factory=ChunkRule)
     best_of: int = 1
     critic: str = ""
     noise_rule: NoiseRule | None = None
@@ -111,6 +120,7 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
             got=f"{config.num_episodes}, {config.num_envs} and {config.reset_s}", hint="Correct them.",
         )  # fmt: skip
     _check_best_of(config)
+    _check_execution(config)
     node, push = disturbed_env(config)
     began = time.monotonic()
     policy: Any = load_any_policy(config) if config.policy else None
@@ -164,6 +174,7 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
     summary = summarize(records) | throughput(records, control_hz=env.spec.control_hz, reset_s=config.reset_s)
     summary |= {} if push is None else {"push": pushed_share(records, push)}
     # Not part of the protocol: idle envs are in the counts, and a run that was resumed has its last part alone.
+    summary |= {"chunk_execution": actor.summary()} if isinstance(actor, DelayedActor) else {}
     summary |= {} if config.rti is None else {"rti_decisions": policy.counts.to_json()}
     summary |= {"protocol": protocol, "seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
@@ -191,46 +202,15 @@ def disturbed_env(config: EvaluateConfig) -> tuple[dict[str, Any], Push | None]:
     return node, push if isinstance(push, Push) else None
 
 
-def throughput(records: Sequence[EpisodeRecord], *, control_hz: float, reset_s: float) -> dict[str, Any]:
-    """Successes an hour and the longest run of successes (success_once) of records in the order of their seeds.
-
-    Robot time is env steps times the control period; wall time is there where every record has it (a real robot), and
-    has the resets in it already.
-
-    Args:
-        records: at least one.
-        control_hz: actions per second.
-        reset_s: seconds of the reset of each episode.
-    """
-    wins, number = [record.success_once for record in records], len(records)
-    length, first = longest_run(wins)
-    play_s = sum(record.length for record in records) / control_hz
-    hourly: dict[str, Any] = {
-        "robot_time": successes_an_hour(sum(wins), play_s=play_s, episodes=number, reset_s=reset_s),
-        "play_s": play_s, "control_period_s": 1 / control_hz, "reset_s": reset_s,
-    }  # fmt: skip
-    wall_s = [record.wall_s for record in records if record.wall_s is not None]
-    if len(wall_s) == number:
-        total_s = sum(wall_s)
-        hourly |= {"wall_s": total_s}
-        hourly |= {"wall_time": successes_an_hour(sum(wins), play_s=total_s, episodes=number, reset_s=0.0)}
-    seeds = [record.seed for record in records[first : first + length]]
-    run = {"length": length, "order": "of the seeds", "first_seed": seeds[0] if seeds else None}
-    return {"successes_an_hour": hourly, "longest_run": run}
-
-
-def pushed_share(records: Sequence[EpisodeRecord], push: Push) -> dict[str, Any]:
-    """How many episodes lasted until their push, and success among them (an episode may be over before)."""
-    reached = [record for record in records if record.length > push.draw(record.seed)[0]]
-    won = sum(record.success_once for record in reached)
-    return {
-        "episodes_pushed": len(reached),
-        "success_once_of_pushed": proportion(won, len(reached)).to_json() if reached else None,
-    }
-
-
 def load_any_policy(config: EvaluateConfig) -> Any:
-    """A policy from an .onnx file, a run directory or a checkpoint. Raises PolicyError, RunError or DeployError."""
+    """A policy from an .onnx file, a run directory, a checkpoint or a server. Raises PolicyError, RunError or DeployError."""
+    if config.policy.startswith(("ws://", "wss://")):
+        if config.mode is not None or config.critic or config.rti is not None:
+            raise PolicyError(
+                config.policy, expected="no mode, rti or critic for a policy that a server computes", got="one of them",
+                hint="Give `robot-rl serve` the mode.",
+            )  # fmt: skip
+        return open_client({"uri": config.policy})
     if config.policy.endswith(".onnx"):
         # At least 16, so that one engine serves most numbers of envs.
         max_batch = max(EngineOptions().max_batch, config.num_envs)
@@ -273,6 +253,20 @@ def _check_best_of(config: EvaluateConfig) -> None:
         )  # fmt: skip
 
 
+def _check_execution(config: EvaluateConfig) -> None:
+    if config.execution is None and (config.latency_ms != 0 or config.chunks != ChunkRule()):
+        raise ConfigError(
+            "latency_ms and chunks", expected="execution=sync, naive, async, ensemble or rtc with them", got="none",
+            hint="It says what is played while the policy computes (docs/chunks.md).",
+        )  # fmt: skip
+    if config.execution is not None and (not config.policy or config.rti is not None):
+        raise ConfigError(
+            f"execution={config.execution.value}", expected="a policy, without rti",
+            got="rti" if config.policy else "an expert",
+            hint="rti starts from the rest of a chunk of which all `execute` actions were played; here it may be others.",
+        )  # fmt: skip
+
+
 def _with_mode(policy: Any, config: EvaluateConfig) -> Any:
     assert config.mode is not None
     if not hasattr(policy, "with_mode"):
@@ -283,7 +277,7 @@ def _with_mode(policy: Any, config: EvaluateConfig) -> Any:
     return policy.with_mode(config.mode)
 
 
-def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[PolicyActor, dict[str, Any]]:
+def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
     own: NoiseRule = getattr(policy, "noise_rule", NoiseRule.seeded)
     rule = own if config.noise_rule is None else config.noise_rule
     seed = getattr(policy, "noise_seed", 0) if config.noise_seed is None else config.noise_seed
@@ -308,7 +302,10 @@ def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[PolicyActor, dic
     described |= {} if config.rti is None else {"rti": policy.describe()}
     if config.critic:
         described |= {"best_of": config.best_of, "critic": config.critic}
-    return PolicyActor(policy, noise), described
+    if config.execution is None:
+        return PolicyActor(policy, noise), described
+    delayed = DelayedActor(policy, noise, kind=config.execution, rule=config.chunks, latency_ms=config.latency_ms)
+    return delayed, described | {"execution": delayed.description}
 
 
 def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:

@@ -7,6 +7,8 @@ validation as a whole. The last checkpoint is the result: none is picked by a lu
 Metrics (metrics.jsonl, step = gradient steps):
     imitate/train_loss                 denoising mean squared error of the batch, normalised actions
     imitate/denoise_mse                the same, as the policy names it
+    imitate/reconstruction             what an encoder of images or points decodes against what it saw, unweighted
+    imitate/bottleneck_kl              KL of its latents to N(0, I), nats, unweighted
     imitate/lr                         learning rate of the step
     imitate/grad_norm                  before clipping
     imitate/rate_hz                    gradient steps per second since start
@@ -32,6 +34,7 @@ from torch import nn
 from robot_rl.contracts import check_is_diffusion
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
 from robot_rl.data.quality_gate import require_trainable
+from robot_rl.data.same_cameras import require_same_cameras
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler, split_by_episode
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
@@ -45,6 +48,8 @@ from robot_rl.specs import EnvSpec
 from robot_rl.stages.evaluate import check_spec
 
 log = logging.getLogger(__name__)
+
+SEEING_WINDOWS = 128
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,12 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     if config.rollout_episodes:
         env = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=policy_config.history)
         check_spec(spec, env.spec, where=config.dataset)
+        require_same_cameras(spec, env.spec, where=config.dataset)
     torch.manual_seed(config.seed)
     policy = build(node, spec=spec, normalizer=normalizer).to(device) if start is None else start.policy
+    cards = policy.load_pretrained() if start is None and hasattr(policy, "load_pretrained") else []
+    if cards:
+        run.write_json("provenance.json", {**run.read_json("provenance.json"), "pretrained": cards})
     size = sum(p.numel() for p in policy.parameters())
     log.info("%d training windows of %d episodes, %d parameters", training.num_windows, len(first), size)
     last: dict[str, float] = {}
@@ -218,18 +227,28 @@ def fit_normalizer(store: EpisodeStore, episodes: np.ndarray, *, keys: tuple[str
 
 @torch.no_grad()
 def _validation_loss(policy: nn.Module, windows: WindowSampler, *, seed: int) -> float:
-    """Denoising error of 1,024 validation windows with the same noise each time."""
+    """Denoising error of 1,024 validation windows (128 with images or points), the same noise each time."""
     generator = torch.Generator(device=policy.device).manual_seed(seed)  # type: ignore[arg-type]
-    value, _parts = policy.loss(windows.sample(1024, generator), generator)  # type: ignore[operator]
+    window = windows.sample(SEEING_WINDOWS if _sees(policy) else 1024, generator)
+    value, _parts = policy.loss(window, generator)  # type: ignore[operator]
     return float(value)
+
+
+def _sees(policy: Any) -> bool:
+    """Whether images or points are among what the policy observes: a window of them costs far more than one of numbers."""
+    return any(key.startswith("image/") or key == "points" for key in policy.config.observation_keys)
 
 
 @torch.inference_mode()
 def replay_rmse(policy: nn.Module, windows: WindowSampler, *, seed: int) -> float:
-    """Open-loop replay: sampled actions against the recorded ones on 512 windows, the executed part, action units."""
+    """Open-loop replay: sampled actions against the recorded ones on 512 windows (128 with images or points).
+
+    The executed part, in action units.
+    """
     generator = torch.Generator(device=policy.device).manual_seed(seed)  # type: ignore[arg-type]
-    window = windows.sample(512, generator)
-    noise = torch.randn((512, *policy.noise_shape), generator=generator, device=generator.device)  # type: ignore[misc]
+    count = SEEING_WINDOWS if _sees(policy) else 512
+    window = windows.sample(count, generator)
+    noise = torch.randn((count, *policy.noise_shape), generator=generator, device=generator.device)  # type: ignore[misc]
     chunk = policy.act(window.observation, noise)  # type: ignore[operator]
     valid = window.valid[:, : chunk.execute]
     error = (chunk.actions - window.actions)[:, : chunk.execute][valid]

@@ -104,6 +104,8 @@ class OfflineConfig:
         sigma_min: noise floor of mode eta1 in RL, or null for the policy's own.
         ignore_checks: checks of `robot-rl data check` whose errors in `datasets` shall not keep the training from starting;
             what they found is in the run's provenance.json.
+        feature_cache: folder where features of the datasets are kept for later runs, for encoders of images and points;
+            empty: they are computed in every run.
         device: of everything.
         threads: of torch on the CPU.
         seed, run_root, resume: as in every stage.
@@ -131,6 +133,7 @@ class OfflineConfig:
     ppo: PpoProposalConfig = field(default_factory=PpoProposalConfig)
     sigma_min: float | None = None
     ignore_checks: list[str] = field(default_factory=list)
+    feature_cache: str = ""
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
@@ -212,7 +215,7 @@ def loaded_round(
     """`load_round` of stores in the feature space of a policy, as this stage wants it."""
     return load_round(
         stores, policy, gamma=config.gamma, only_success_rewarded=config.only_success_rewarded, seed=seed, device=device,
-        reward=config.reward,
+        reward=config.reward, feature_cache=config.feature_cache,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ Metrics (metrics.jsonl, step = env steps of training so far):
     online/clip_share            share of clipped ratios, mean over denoising steps
     online/gradient_steps        of the policy in this iteration
     online/human_share           share of decisions in which a human acted
+    online/robot_*               of a real robot so far: takeover (share of steps), takeovers, bent_share, stops, late_p99_ms ...
     online/rolled_back           1 when the batch was worse than the best policy and its weights were restored
     online/student_mse           same-noise distance of the student to the policy, normalised actions
 """
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,14 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.rewards import RewardConfig
 from robot_rl.algorithms.statistics import Proportion, proportion
 from robot_rl.contracts import DenoisingPolicy
-from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import ConfigError, PolicyError
-from robot_rl.fitting.demonstrations import Imitated
 from robot_rl.fitting.handover import check_handover, check_reproduced, handover_document
+from robot_rl.fitting.kept_episodes import KeptEpisodes
 from robot_rl.fitting.on_policy import play_batch
 from robot_rl.fitting.online_state import OnlineState
 from robot_rl.fitting.online_update import Learner, OnlinePpoConfig, UpdateConfig, ValueConfig, improve, numbers_to_log
 from robot_rl.fitting.student import JointStudent, StudentConfig
-from robot_rl.rollout import EpisodeRecord
 from robot_rl.runs.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -61,7 +60,6 @@ from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
 from robot_rl.runs.training import pick_device
 from robot_rl.stages.evaluate import check_spec
-from robot_rl.types import Episode
 
 log = logging.getLogger(__name__)
 
@@ -143,11 +141,19 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
     policy = state.learner.policy
     env = _env(config, history=policy.config.history)
     check_spec(policy.spec, env.spec, where=config.policy)
-    intervener = build(config.intervener, spec=env.spec) if config.intervener else None
+    intervener = build(config.intervener, spec=env.spec) if config.intervener else getattr(env, "intervener", None)
     noise = NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape)
     update = UpdateConfig(config.gamma, config.trace, config.ppo, config.value, config.max_kl, config.train_encoder)
+    if intervener is not None:
+        _check_saved(config)
     with (
-        _Recorder(config, run, policy) as recorder,
+        closing(env),  # a robot is at rest and held before anything else ends, whatever ends the run
+        KeptEpisodes(
+            policy,
+            config.demonstrations,
+            run.path / "episodes.zarr" if config.save_episodes else None,
+            successes=config.imitate_successes,
+        ) as recorder,
         MetricsWriter(run.path / "metrics.jsonl", resume_step=state.env_steps) as metrics,
         interruptible() as stop,
         Progress("online", total=config.max_env_steps) as progress,
@@ -164,6 +170,9 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
             if state.iteration == 0:
                 check_reproduced(score, config.evaluation, document=documents["handover"])
             values = state.count(records, score) | {"human_share": float(batch.human.float().mean())}
+            values |= (
+                {f"robot_{name}": value for name, value in env.measures().items()} if hasattr(env, "measures") else {}
+            )
             state.finished = state.env_steps >= config.max_env_steps or _reached(config, score)
             if state.has_fallen(score):
                 log.warning("%s: back to the policy that had %s, with a smaller step", score, state.best_score)
@@ -186,8 +195,7 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
             if stop.requested and not state.finished:
                 log.warning("stopped by the user; continue with resume=%s", run.path)
                 raise KeyboardInterrupt
-    protocol = env.protocol()
-    env.close()
+        protocol = env.protocol()
     assert state.last_score is not None
     summary = {
         "policy": config.policy, "env": policy.spec.env_id, "env_steps": state.env_steps, "episodes": state.episodes,
@@ -217,7 +225,12 @@ def _check(config: OnlineConfig) -> None:
             f"episodes_per_iteration={config.episodes_per_iteration} num_envs={config.num_envs}",
             hint="See `robot-rl online --help`.",
         )  # fmt: skip
-    if (config.intervener or config.imitate_successes) and not config.save_episodes:
+    if config.intervener or config.imitate_successes:
+        _check_saved(config)
+
+
+def _check_saved(config: OnlineConfig) -> None:
+    if not config.save_episodes:
         raise ConfigError(
             "online.save_episodes", expected="true when episodes of this run are imitated", got="false",
             hint="Set save_episodes=true: what the human or the policy showed is imitated, after a restart too, and is data "
@@ -289,42 +302,3 @@ def _save(run: RunDirectory, state: OnlineState, documents: dict[str, Any]) -> N
 
 def _reached(config: OnlineConfig, score: Proportion) -> bool:
     return config.target_success is not None and score.low >= config.target_success
-
-
-class _Recorder:
-    """Keeps episodes where asked for, and what the anchor imitates: demonstrations and the human's stretches."""
-
-    def __init__(self, config: OnlineConfig, run: RunDirectory, policy: Any) -> None:
-        self._imitated, self._successes = Imitated(policy, config.demonstrations), config.imitate_successes
-        self._store: EpisodeStore | None = None
-        self._stored: set[int] = set()
-        if config.save_episodes:
-            self._store = EpisodeStore.open_or_create(
-                run.path / "episodes.zarr", policy.spec, metadata={"collector": "policy", "stage": "online"}
-            )
-            self._stored = {int(seed) for seed in self._store.seeds}
-            self._imitated.add(
-                [self._store.episode(index) for index in range(len(self._store))], successes=self._successes
-            )
-        self._new: list[Episode] = []
-
-    def __enter__(self) -> _Recorder:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._store is not None:
-            self._store.close()
-
-    def keep(self, record: EpisodeRecord, episode: Episode) -> None:
-        """Store the episode, unless a run that was killed behind it has it already."""
-        if self._store is not None:
-            if record.seed in self._stored:
-                return
-            self._store.append(episode)
-        self._new.append(episode)
-
-    def anchor(self) -> Callable[[Any, torch.Generator], torch.Tensor] | None:
-        """The imitation loss over everything so far, or None when there is nothing to imitate."""
-        self._imitated.add(self._new, successes=self._successes)
-        self._new = []
-        return self._imitated.loss if self._imitated.num_windows else None

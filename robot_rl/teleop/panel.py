@@ -39,18 +39,22 @@ class SessionView:
         state: of the episode machine.
         allowed: events that do something now.
         message: what is to be done, in one sentence.
-        episode: of the running one: number, steps, seconds, source, interventions, subtask, label, problems.
-        totals: episodes saved and wanted, successes, failures, discarded, disk bytes left, seconds of data.
-        loop: rate_hz wanted and achieved, late_p99_ms, skipped, and queued rows of the writer.
+        episode: of the running one: "number", "seed", "steps", "seconds", "source", "clutch" (Engagement.state),
+            "interventions", "subtask", "label", "problems" (texts); all keys here and below may be left out.
+        totals: "saved" and "wanted" episodes, "successes", "failures", "discarded", "disk_bytes_left", "seconds" that it has
+            room for, "takeover" and "policy_success" (shares).
+        loop: "wanted_hz", "achieved_hz", "late_p99_ms", "skipped", "queued" rows of the writer, and "lost" ones.
         ages_ms: stream -> age of its newest reading.
         proprio: element name -> value; `action`: likewise, as sent after safety.
         action: see proprio.
         pose: of the tool in the base frame (m, quaternion wxyz), `joints`: joint name -> rad, for the drawn view.
         joints: see pose.
-        scene: name -> position (m, base frame) of what a simulator knows (cube, goal), for the drawn view.
+        scene: name -> position (m, base frame) of what a simulator knows (cube, goal), for the drawn view. Names that
+            begin with "link:" are points of the arm, drawn as one line in their order; six numbers are a box (low, high).
         limits: reasons of the safety layer now ("velocity", "workspace", ...), shown to the operator.
         device: DeviceStatus as a dict.
-        episodes: of the dataset, newest last: number, length, success, label, rate_hz, problems, thumbnail key.
+        episodes: of the dataset, newest last: "number", "length", "seconds", "success", "label", "rate_hz", "problems".
+            The same tuple as before when nothing was added: it is sent to viewers when it changes.
         pictures: camera or "render" -> uint8 (H, W, 3) RGB.
     """
 
@@ -93,10 +97,15 @@ class OperatorPanel(Protocol):
 class EpisodePages:
     """What a panel may ask for about saved episodes, beside the stream of views; called from the panel's own threads.
 
+    A busy thread ruins a control loop: a panel with a process of its own makes these there, from the dataset's path
+    (hardware/browser_episodes.py).
+
     Attributes:
         thumbnail: episode number -> uint8 (H, W, 3), or None when there is no picture.
-        frames: (episode, first, count) -> dict of times, proprio, action, source and pictures of these steps.
-        health: rows of `robot-rl data check` of the dataset.
+        frames: (episode, first, count) -> dict of "steps" (of the whole episode), "first", "times" (s), "names"
+            ("proprio" and "action" -> element names), "proprio" (n, P), "action" (n, A), "source" (names), "success" and
+            "pictures" (camera -> uint8 (n, H, W, 3)) of these steps.
+        health: () -> rows of `robot-rl data check`: "severity", "check", "where", "got", "fix".
     """
 
     thumbnail: Any

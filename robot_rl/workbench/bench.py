@@ -1,4 +1,4 @@
-"""Measure this machine and this code: `robot-rl bench train|sample|data|infer|env|loop|safety|ceilings|ros2|all [--json FILE] [--force]`.
+"""Measure this machine and this code: `robot-rl bench train|sample|data|infer|env|loop|safety|ceilings|ros2|collect|all [--json FILE] [--force]`.
 
     train      training samples per second of imitation, MLP and U-Net
     sample     windows per second of our sampler against a torch DataLoader over the same zarr
@@ -9,6 +9,7 @@
     safety     what safety layers let through, fault by fault: ours, and the rules of others (docs/safety.md)
     ceilings   memory bandwidth and peak FLOPs
     ros2       joint states echoed as commands between two processes, and camera transport (not in `all`)
+    collect    how late a collecting session's turns begin while it records two cameras (not in `all`)
 
 What is compared runs in turns in one process. Ratios are refused (exit 1) when other processes use more than a quarter
 of the CPUs it may use before or during the measurement, or the 1-minute load average is above CPUs + 0.5 before it.
@@ -40,8 +41,8 @@ from robot_rl.workbench.cores import allowed_cpus, usable_cores
 # Verdicts that a busy machine does not change.
 DETERMINISTIC = ("safety",)
 BENCHMARKS = ("ceilings", "sample", "data", "train", "infer", "env", "loop", "safety")
-# What needs ROS 2 and minutes.
-ALONE = ("ros2",)
+# What needs ROS 2 or minutes.
+ALONE = ("ros2", "collect")
 
 
 def main(words: Sequence[str]) -> int:

@@ -173,7 +173,7 @@ def test_protocol_names_what_a_result_depends_on(pick):
     ("options", "message"),
     [
         ({"task": "PickCub-v1"}, "Did you mean 'PickCube-v1'"),
-        ({"obs_mode": "stat"}, "Did you mean 'state'.*pointcloud, rgb, state, state_dict"),
+        ({"obs_mode": "stat"}, "Did you mean 'state'.*pointcloud, rgb, rgb.depth, state, state_dict"),
         ({"control_mode": "pd_ee_delta_po"}, "robot panda.*Did you mean 'pd_ee_delta_pos'.*pd_joint_pos"),
     ],
 )

@@ -316,8 +316,8 @@ def test_both_are_policies() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (("image/wrist",), "not built yet"),
-        (("state", "points"), "not built yet"),
+        (("image/wrist",), "Choose one: encoder=rgb"),
+        (("state", "points"), "Choose one: encoder=rgb"),
         (("stat",), "Did you mean 'state'"),
         ((), "at least one"),
     ],

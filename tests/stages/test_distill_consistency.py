@@ -83,7 +83,9 @@ def test_distribution_matching_through_the_stage(tmp_path: Path) -> None:
     words = ["policy.hidden_width=32", *TRAIN, "train.num_steps=200", "train.checkpoint_every_steps=200"]
     robot_rl("imitate", *point, *words, "run_root=teacher", cwd=tmp_path)
     words = ["distill_onestep", *point, f"teacher={only(tmp_path / 'teacher')}", "loss=distribution", *TRAIN]
-    robot_rl(*words, "train.num_steps=200", "train.checkpoint_every_steps=200", "samples=4", "run_root=head", cwd=tmp_path)
+    robot_rl(
+        *words, "train.num_steps=200", "train.checkpoint_every_steps=200", "samples=4", "run_root=head", cwd=tmp_path
+    )
     head = only(tmp_path / "head")
     lines = [json.loads(line) for line in (head / "metrics.jsonl").read_text().splitlines()]
     distances = [line["distill/energy_distance"] for line in lines if "distill/energy_distance" in line]

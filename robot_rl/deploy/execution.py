@@ -1,0 +1,242 @@
+"""Which action is played while the next chunk is computed: the rules of chunk execution, for one robot, step by step.
+
+Time counts in action periods. A question at step t is answered at step t + d, and one is open at a time, as on a robot.
+The first answer of an episode is waited for before its first step.
+    sync      the robot holds until the answer is there, then plays the chunk from its first action.
+    naive     the old chunk goes on; the new one begins at its first action when it comes, d steps late.
+    async     the old chunk goes on; of the new one the actions whose time has passed are dropped (deploy/chunking.py).
+    ensemble  asked as often as possible; all chunks that have an action for a step are averaged with weights
+              exp(-decay i), i = 0 the oldest (ACT, arXiv 2304.13705).
+    rtc       async, and the policy continues the old chunk (real-time chunking, arXiv 2506.07339).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from robot_rl.arrays import Array, Float32, Float64
+from robot_rl.deploy.chunking import ChunkFollower
+from robot_rl.errors import ConfigError
+
+
+class Execution(str, Enum):
+    """See the text of this module."""
+
+    sync = "sync"
+    naive = "naive"
+    asynchronous = "async"
+    ensemble = "ensemble"
+    rtc = "rtc"
+
+
+@dataclass(frozen=True)
+class ChunkRule:
+    """Numbers of chunk execution.
+
+    Attributes:
+        every: steps between two questions; null: the policy's execute, less where the chunk would end before the next one
+            comes. ensemble: 1. Answers that take longer delay the next question.
+        blend_steps: async and rtc: over so many steps from the hand-over on, actions move from the old chunk to the new one
+            (not those of a gripper).
+        decay: of ensemble.
+        guidance: rtc: largest weight of the pull towards the old chunk.
+    """
+
+    every: int | None = None
+    blend_steps: int = 0
+    decay: float = 0.01
+    guidance: float = 5.0
+
+
+def question_interval(kind: Execution, rule: ChunkRule, *, delay: int, horizon: int, execute: int) -> int:
+    """Steps between two questions.
+
+    Args:
+        kind, rule: of the execution.
+        delay: steps from a question to its answer, 0 or more.
+        horizon, execute: Tp, Ta of the policy.
+
+    Raises:
+        ConfigError: a number out of range, or a chunk that ends before the next one comes.
+    """
+    given = rule.every
+    if (given is not None and given < 1) or rule.blend_steps < 0 or rule.decay < 0 or rule.guidance <= 0:
+        raise ConfigError(
+            "chunks", expected="every of 1 or more, blend_steps and decay of 0 or more, guidance above 0", got=str(rule),
+            hint="Correct it.",
+        )  # fmt: skip
+    if rule.blend_steps and kind not in (Execution.asynchronous, Execution.rtc):
+        raise ConfigError(
+            "chunks.blend_steps",
+            expected="execution=async or rtc",
+            got=kind.value,
+            hint="Only those hand over on time.",
+        )
+    if kind is Execution.ensemble:
+        interval, most = 1 if given is None else given, horizon - delay
+    elif kind is Execution.sync or kind is Execution.naive:
+        interval, most = execute if given is None else given, horizon
+    else:
+        most = horizon - delay
+        interval = max(min(execute, most), delay, 1) if given is None else given
+    interval = max(interval, delay) if kind is not Execution.sync else interval  # one question at a time
+    if not 1 <= interval <= most:
+        raise ConfigError(
+            f"execution={kind.value}", expected=f"at most {most} steps between two questions: a chunk has {horizon} actions "
+            f"and an answer takes {delay} steps", got=str(interval),
+            hint="A policy with a longer horizon, a faster one, or a smaller chunks.every.",
+        )  # fmt: skip
+    return interval
+
+
+@dataclass
+class ExecutionCounts:
+    """What happened.
+
+    Attributes:
+        questions: asked of the policy.
+        steps: played.
+        held: of them without an action of a chunk: waiting for the answer, or the chunk was over.
+    """
+
+    questions: int = 0
+    steps: int = 0
+    held: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """Plain dict of JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    actions: np.ndarray
+    start: int
+
+
+class ChunkPlayer:
+    """One robot's chunks. Call in every step: `collect`, then `ask` if `wants`, then `action`.
+
+    Args:
+        kind, rule: of the execution.
+        interval: see question_interval.
+        horizon: Tp.
+        discrete: elements that are not blended.
+    """
+
+    def __init__(
+        self, kind: Execution, rule: ChunkRule, *, interval: int, horizon: int, discrete: tuple[int, ...] = ()
+    ) -> None:
+        self._kind, self._rule, self._interval, self._horizon = kind, rule, interval, horizon
+        self._discrete = list(discrete)
+        # A step is 1.0 s here; every action of the prediction may be used, but for sync, which stops to ask.
+        usable = interval if kind is Execution.sync else horizon
+        self._follower = ChunkFollower(period_s=1.0, execute=usable, late_s=0.0)
+        self.counts = ExecutionCounts()
+        self._requests = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A new episode."""
+        self._follower.forget(next_request=self._requests + 1)
+        self._open: tuple[int, _Chunk] | None = None  # step of its arrival, and the chunk
+        self._current: _Chunk | None = None
+        self._before: _Chunk | None = None
+        self._taken_at, self._next_question, self._is_first = 0, 0, True
+        self._all: list[_Chunk] = []
+
+    def wants(self, step: int) -> bool:
+        """Whether to ask the policy at this step."""
+        return self._open is None and step >= self._next_question
+
+    def rest(self, step: int) -> tuple[Float32[Array, "Tp A"], int] | None:
+        """What is planned from `step` on, its last action repeated, and how many actions of it are planned; None: nothing."""
+        left = () if self._current is None else self._current.actions[step - self._current.start :]
+        if not len(left):
+            return None
+        padding = np.repeat(left[-1:], self._horizon - len(left), axis=0)
+        return np.concatenate([left, padding]), len(left)
+
+    def ask(self, step: int, actions: Float32[Array, "Tp A"], *, delay: int) -> None:
+        """The answer to a question at `step`, which arrives `delay` steps later; at once in the first step of an episode."""
+        arrives, self._is_first = step if self._is_first else step + delay, False
+        starts_late = self._kind in (Execution.sync, Execution.naive)
+        self._open = (arrives, _Chunk(actions, arrives if starts_late else step))
+        self._next_question = (arrives if self._kind is Execution.sync else step) + self._interval
+        self.counts.questions += 1
+        self.collect(step)
+
+    def collect(self, step: int) -> None:
+        """Hand over to the answer that has arrived by `step`, if one has."""
+        if self._open is None or self._open[0] > step:
+            return
+        chunk, self._open = self._open[1], None
+        self._requests += 1
+        if self._kind is Execution.ensemble:
+            self._all.append(chunk)
+        elif self._follower.take(chunk.actions, request=self._requests, start_s=float(chunk.start), now_s=float(step)):
+            self._before, self._current, self._taken_at = self._current, chunk, step
+
+    def action(self, step: int) -> Float32[Array, " A"] | None:
+        """What is played at `step`; None: nothing is due, so hold."""
+        self.counts.steps += 1
+        if self._kind is Execution.ensemble:
+            self._all = [chunk for chunk in self._all if step - chunk.start < len(chunk.actions)]
+            rows = [chunk.actions[step - chunk.start] for chunk in self._all]
+            out = ensembled(np.stack(rows), self._rule.decay) if rows else None
+        else:
+            due = self._follower.due(float(step))
+            out = None if due is None else self._blended(due.action, step)
+        self.counts.held += out is None
+        return out
+
+    def _blended(self, new: np.ndarray, step: int) -> np.ndarray:
+        old, since = self._before, step - self._taken_at
+        if old is None or since >= self._rule.blend_steps or step - old.start >= len(old.actions):
+            return new
+        share = np.float32((since + 1) / (self._rule.blend_steps + 1))
+        out: np.ndarray = (1 - share) * old.actions[step - old.start] + share * new
+        out[self._discrete] = new[self._discrete]
+        return out
+
+
+def ensembled(rows: Float32[Array, "E A"], decay: float) -> Float32[Array, " A"]:
+    """Weighted mean of the actions for one step, the oldest chunk's first: weights exp(-decay i)."""
+    weights = np.exp(-decay * np.arange(len(rows)))
+    return np.asarray(weights @ rows / weights.sum(), np.float32)
+
+
+def continuation_weights(*, committed: int, planned: int, horizon: int) -> Float64[Array, " Tp"]:
+    """How much each action of a new chunk is pulled to the old one (arXiv 2506.07339, equation 5).
+
+    1 for the `committed` ones, which will be played before the new chunk is there; then c (e^c - 1) / (e - 1) with c falling
+    linearly to 0 at `planned`; 0 behind the `planned` ones.
+
+    Args:
+        committed: d, actions that are played while the policy computes.
+        planned: actions that the old chunk still has.
+        horizon: Tp.
+    """
+    index = np.arange(horizon, dtype=np.float64)
+    c = np.clip((planned - index) / (planned - committed + 1), 0, 1)
+    soft = c * np.expm1(c) / np.expm1(1)
+    return np.where(index >= planned, 0.0, np.where(index < committed, 1.0, soft))
+
+
+def delay_steps(latency_ms: float, control_hz: float) -> int:
+    """Whole steps that pass until an answer is there; an answer within a rounding error of a step is in time."""
+    return max(0, int(np.ceil(latency_ms * 1e-3 * control_hz - 1e-6)))
+
+
+def describe(kind: Execution, rule: ChunkRule, *, latency_ms: float | None, interval: int) -> dict[str, Any]:
+    """JSON types for the protocol of an evaluation."""
+    return {
+        "kind": kind.value, "latency_ms": "measured" if latency_ms is None else latency_ms, "every": interval,
+        "blend_steps": rule.blend_steps,
+        **({"decay": rule.decay} if kind is Execution.ensemble else {}),
+        **({"guidance": rule.guidance} if kind is Execution.rtc else {}),
+    }  # fmt: skip

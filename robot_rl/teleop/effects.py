@@ -1,0 +1,274 @@
+"""What the transitions of the episode machine do to robot, recording and reset, and which events follow by themselves."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from robot_rl.data.disk_space import DiskWatch, bytes_per_step
+from robot_rl.deploy.safety import Reason
+from robot_rl.errors import DataError, RobotRlError
+from robot_rl.teleop.driving import Driver
+from robot_rl.teleop.episode_machine import Effect, EpisodeMachine, State, Transition
+from robot_rl.teleop.recording import Recorder
+from robot_rl.teleop.resetting import Resetter
+from robot_rl.teleop.rows import Row
+from robot_rl.teleop.writing import Outcome
+from robot_rl.types import Source
+
+log = logging.getLogger(__name__)
+
+_RECORDS = (State.recording, State.paused)
+_DISK_S = 1.0
+_LISTED = 1000
+_LOST = "rows were lost: the disk does not keep up"
+
+
+def free_bytes(path: Path) -> int:
+    """On the disk of a folder; one system call, for a loop."""
+    return shutil.disk_usage(path).free
+
+
+class Effects:
+    """The hands of a session.
+
+    Args:
+        machine: of the session.
+        driver: of its robot.
+        recorder: of its dataset.
+        resetter: of scene and robot.
+        config: a session.SessionConfig.
+    """
+
+    def __init__(
+        self, machine: EpisodeMachine, driver: Driver, recorder: Recorder, resetter: Resetter, config: Any
+    ) -> None:  # fmt: skip
+        self._machine, self._driver, self._recorder, self.resetter, self._config = (
+            machine, driver, recorder, resetter, config,
+        )  # fmt: skip
+        self._disk = DiskWatch(recorder.store)
+        self.message, self.source = "", Source.teleop
+        self.labels: list[str] = []
+        self.problems: list[str] = []
+        self.subtask = ""
+        self.saved = self.discarded = 0
+        self._is_first, self._same_seed, self._begun_rows = True, False, 0
+        self.began_s = self._disk_s = 0.0
+        self.left = self._disk.left()
+        self.table: tuple[dict[str, Any], ...] = ()
+        self.takeover, self.policy_success, self._driven = 0.0, 0, list[float]()
+
+    def begin(self) -> None:
+        """Look at what is there: the next seed, and a recording of an earlier session."""
+        seeds = [int(seed) for seed in self._recorder.store.seeds]
+        self.seed = max([self._config.first_seed - 1, *seeds])
+        if self._recorder.recover():
+            self.labels = [self._recorder.recovered_label] if self._recorder.recovered_label else []
+            self.message = "An earlier session left this episode unsaved: save or discard it."
+
+    def counts(self) -> dict[str, Any]:
+        """Of the session so far."""
+        store = self._recorder.store
+        return {
+            "saved": self.saved, "discarded": self.discarded, "stored": len(store), "successes": int(store.success.sum()),
+        }  # fmt: skip
+
+    @property
+    def rows(self) -> int:
+        """Of the running recording, without its pre-roll."""
+        return self._recorder.rows - self._begun_rows
+
+    @property
+    def label(self) -> str:
+        """Newest label of the running episode."""
+        return self.labels[-1] if self.labels else ""
+
+    def meant(self, event: str, *, is_solved: Callable[[], bool]) -> tuple[str, str]:
+        """What an event comes to now, and why it is refused ("" when it is not)."""
+        state, recorder = self._machine.state, self._recorder
+        if state in _RECORDS and event in ("stop", "success", "failure", "time_limit", "discard") and self.rows < 1:
+            return "empty", ""
+        if event == "release" and recorder.is_saving:
+            return event, "An episode is still being saved."
+        if event == "save_last" and recorder.past_rows < 2:
+            return event, "There is nothing of the past to save yet."
+        if event == "start" and state is State.ready:
+            if is_solved():
+                return event, "The task is solved already: reset first."
+            return event, self._no_room()
+        if event == "save" and state is State.review and not self._config.keep_failures and self.label != "success":
+            self.message = "Not kept: it is no success."
+            return "discard", ""
+        return event, ""
+
+    def _no_room(self) -> str:
+        try:
+            self._disk.require_episode()
+        except DataError as error:
+            if self.message != str(error):
+                log.error("%s", error)
+            return str(error)
+        return ""
+
+    def watch_recording(self, now_s: float) -> list[tuple[str, str]]:
+        """Events that a recording brings about: its time limit, and a disk that fills or fails."""
+        limit_s, recorder = self._config.time_limit_s, self._recorder
+        found = []
+        if limit_s is not None and now_s - self.began_s >= limit_s:
+            found.append(("time_limit", f"{limit_s:g} s"))
+        if recorder.lost and _LOST not in self.problems:
+            found.append(("camera_problem", _LOST))
+        if recorder.failure:
+            found += [("camera_problem", f"the disk failed: {recorder.failure}"), ("stop", "the disk failed")]
+        elif now_s - self._disk_s > _DISK_S:
+            self._disk_s, free = now_s, free_bytes(recorder.store.path)
+            # It must still fit into the store, where it is on the disk twice for a moment.
+            need = 2 * recorder.rows * bytes_per_step(recorder.store.spec)
+            if free < need + self._disk.reserve_bytes:
+                found.append(("stop", f"the disk is nearly full: {free} bytes free"))
+        return found
+
+    def ended(self, outcome: Outcome) -> str:
+        """The event that the end of a save is."""
+        if outcome.index < 0:
+            return "save_failed"
+        self.saved += 1
+        self._note_saved(outcome)
+        self.left = self._disk.left()
+        self.message = f"Saved as episode {outcome.index}."
+        return "saved_last" if len(self._recorder.store) >= self._config.total else "saved"
+
+    def _note_saved(self, outcome: Outcome) -> None:
+        """The list of episodes that people see, and how much of them they drove themselves."""
+        assert outcome.episode is not None
+        said = outcome.episode.metadata
+        row = {
+            "number": outcome.index, "length": len(outcome.episode), "success": said["label"] == "success",
+            "label": said["label"], "rate_hz": said["loop"].get("rate_hz"), "problems": said["problems"],
+            "takeover": said["takeover"], "thumbnail": outcome.index,
+        }  # fmt: skip
+        self.table = (*self.table, row)[-_LISTED:]
+        self._driven += [said["takeover"]]
+        self.policy_success += said["label"] == "success" and not said["interventions"]
+        self.takeover = sum(self._driven) / len(self._driven)
+
+    def next_event(self) -> str:
+        """What follows without being asked for; "" for nothing."""
+        state, config = self._machine.state, self._config
+        if state is State.idle:
+            if self._recorder.pending is not None:
+                return "pending"
+            if self._is_first:
+                self._is_first = False
+                return "quit" if len(self._recorder.store) >= config.total else "reset"
+        if state is State.review and config.auto_save and self.label and not self.problems:
+            return "save"
+        if state is State.ready and config.auto_start:
+            return "start"
+        return ""
+
+    def carry_out(self, transition: Transition, *, closing: Callable[[], Row]) -> None:
+        """Everything that a transition does, in order."""
+        if transition.after in (State.fault, State.estop) or transition.text:
+            self.message = transition.text or f"Stopped: {self._driver.why or transition.event}."
+        for effect in transition.effects:
+            if (what := self._actions().get(effect)) is not None:
+                what(transition, closing)
+
+    def _actions(self) -> dict[Effect, Callable[[Transition, Callable[[], Row]], None]]:
+        return {
+            Effect.stop_robot: self._stop, Effect.release_robot: self._release, Effect.begin: self._begin,
+            Effect.pause: self._tell, Effect.resume: self._tell, Effect.end: self._end, Effect.take_last: self._take_last,
+            Effect.drop: self._drop, Effect.bring_back: self._bring_back, Effect.same_seed: self._keep_seed,
+            Effect.save: self._save, Effect.success: self._labelled, Effect.failure: self._labelled,
+            Effect.mark: self._mark, Effect.undo_label: self._undo_label, Effect.undo_mark: self._undo_mark,
+            Effect.reset: self._reset, Effect.hurry: lambda *_: self.resetter.hurry(),
+        }  # fmt: skip
+
+    def _stop(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        if not self._driver.latched:
+            self._driver.stop(Reason.emergency, transition.text or transition.event)
+
+    def _release(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        try:
+            self._driver.release()
+            self.message = ""
+        except RobotRlError as error:
+            # Still latched: the next turn finds that out and goes back to the fault.
+            log.error("%s", error)
+            self._driver.stop(Reason.emergency, str(error))
+
+    def _begin(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self._recorder.begin(self._facts(transition))
+        self._start_over()
+        self._begun_rows, self.began_s, self._disk_s = self._recorder.rows, transition.stamp_s, transition.stamp_s
+
+    def _take_last(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self._recorder.take_last(self._facts(transition))
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.labels, self.problems, self.subtask, self.message = [], [], "", ""
+
+    def _facts(self, transition: Transition) -> dict[str, Any]:
+        """Of an episode, JSON types."""
+        wall_s = time.time() - time.monotonic() + transition.stamp_s
+        return {"seed": self.seed, "begin_unix_s": wall_s, "begin_monotonic_s": transition.stamp_s}
+
+    def _end(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        if transition.event == "empty":
+            self._recorder.abandon()
+            return
+        self._recorder.add(closing())
+        self._recorder.told("end", transition.stamp_s, name=transition.event, text=transition.text)
+
+    def _drop(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self._recorder.drop()
+        self.discarded += 1
+        self.message = "Put aside; undo brings it back until the next save."
+
+    def _bring_back(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self._recorder.bring_back()
+        self.discarded -= 1
+        self.message = "It is back: save or discard it."
+
+    def _keep_seed(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self._same_seed = True
+
+    def _save(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self._recorder.save()
+        self.message = "Saving."
+
+    def _tell(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        kind = "pause" if Effect.pause in transition.effects else "resume"
+        self._recorder.told(kind, transition.stamp_s)
+
+    def _labelled(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        kind = "success" if Effect.success in transition.effects else "failure"
+        self.labels.append(kind)
+        self._recorder.told(kind, transition.stamp_s, text=transition.by)
+
+    def _mark(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        if transition.event == "camera_problem":
+            self.problems.append(transition.text)
+        elif transition.event == "subtask":
+            self.subtask = transition.text
+        self._recorder.told("mark", transition.stamp_s, name=transition.event, text=transition.text)
+
+    def _undo_label(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self.labels = self.labels[:-1]
+        self._recorder.told("undo_label", transition.stamp_s)
+
+    def _undo_mark(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self._recorder.told("undo_mark", transition.stamp_s)
+
+    def _reset(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self.seed, self._same_seed = self.seed + (not self._same_seed), False
+        self._recorder.forget_past()
+        problem = self.resetter.begin(self.seed)
+        if problem:
+            self._driver.stop(Reason.robot_lost, f"the reset failed: {problem}")

@@ -1,0 +1,76 @@
+"""PushCube-v1, drawn by software: demonstrations with images and points, imitation, evaluation in the renderer, export.
+
+Far too little data and training to learn the task; tests/stages/test_imitate_vision.py shows learning.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from software_vulkan import software_icd
+
+_CHAIN = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from robot_rl.data.store import EpisodeStore
+from robot_rl.runs.config import load_config
+from robot_rl.runs.directory import RunDirectory
+from robot_rl.stages import collect, export, imitate
+
+icd, mode, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+env = ["env=push_cube", f"env.obs_mode={mode}", f"env.vulkan_icd={icd}", "env.image_size=32", "env.with_state=true"]
+if mode == "pointcloud":
+    env += ["env.points.num_points=48", "env.points.low_m=[0.2,-0.6,-0.01]", "env.points.high_m=[1.2,0.6,0.6]"]
+
+def opened(stage):
+    return RunDirectory.create(folder / stage, stage=stage, task="t", seed=0, config_yaml="", command=[])
+
+def staged(module, *words):
+    name = module.__name__.rpartition(".")[2]
+    run = opened(name)
+    return run, module.run(load_config(module.CONFIG, list(words), name=name), run)
+
+store = str(folder / "demos.zarr")
+staged(collect, *env, "expert=scripted", "num_episodes=3", "num_envs=1", f"dataset={store}")
+with EpisodeStore.open(store, mode="r") as data:
+    successes, spec = data.success.tolist(), data.spec
+small = {
+    "rgb": ["encoder=rgb", "policy.encoder.images.width=8", "policy.encoder.images.num_stages=2",
+            "policy.encoder.images.crop=28"],
+    "pointcloud": ["encoder=points_regularised", "policy.encoder.points.widths=[16,32]"],
+}
+train = ["policy.hidden_width=32", "train.num_steps=5", "train.batch_size=8", "train.threads=1", "train.warmup_steps=1"]
+run, summary = staged(imitate, *env, *small[mode], *train, f"dataset={store}", "rollout_episodes=1", "num_envs=1")
+_, exported = staged(export, f"policy={run.path}", f"dataset={store}", "latency_calls=3")
+print("RESULT", json.dumps({
+    "successes": successes, "keys": sorted(spec.observation), "cameras": {k: v.frame for k, v in spec.cameras.items()},
+    "success_once": summary["metrics"]["imitate/success_once"], "parity": exported["parity_max_error"],
+    "final": (folder / "imitate").is_dir(),
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["rgb", "pointcloud"])
+def test_demonstrations_imitation_and_export_of_rendered_observations(mode: str, tmp_path: Path) -> None:
+    icd = software_icd()
+    if icd is None:
+        pytest.skip("no SwiftShader here (apt-get install chromium-common)")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _CHAIN, icd, mode, str(tmp_path)],
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert found, done.stderr[-3000:]
+    result = json.loads(found[0].removeprefix("RESULT "))
+    assert result["successes"] == [True] * 3
+    assert result["keys"] == sorted({"proprio", "state", "image/base_camera" if mode == "rgb" else "points"})
+    assert result["cameras"] == {"base_camera": "base"}
+    assert 0 <= result["success_once"] <= 1
+    assert result["parity"] < 1e-4
