@@ -31,6 +31,8 @@ _LOOK_AHEAD = 32
 MARGIN_M = 1e-3
 # A joint with nearly nothing to do on a straight way gets this share of its limits: Ruckig fails on smaller ones.
 _LEAST_SHARE = 1e-3
+# Of the speed of a stream of targets, tried in this order.
+_SHARES_OF_SPEED = (1.0, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -197,32 +199,51 @@ class _Joint:
             )  # fmt: skip
         self._name, self._ruckig, self._planner = name, ruckig, ruckig.Ruckig(1)
         self.state = (start, 0.0, 0.0)
-        self._target = start
+        self._target, self._pace = start, 0.0
         self._plan: Any = None
         self._time_s = 0.0
 
     @property
     def memory(self) -> tuple[Any, ...]:
-        return self.state, self._target, self._plan, self._time_s
+        return self.state, self._target, self._pace, self._plan, self._time_s
 
     @memory.setter
     def memory(self, memory: tuple[Any, ...]) -> None:
-        self.state, self._target, self._plan, self._time_s = memory
+        self.state, self._target, self._pace, self._plan, self._time_s = memory
 
     def follow(self, target: float, period_s: float, *, share: tuple[float, float, float] | None = None) -> None:
         """One step towards a target; with a share of the limits it ends at rest there."""
         period_s = min(period_s, _LONGEST_S)
         target = min(max(target, self._low), self._high)
         step, self._target = target - self._target, target
+        pace, before = step / period_s, self._pace
+        self._pace = pace
         room = self._high - target if step > 0 else target - self._low
-        is_stream = 0 < abs(step) <= self._velocity * period_s
-        speed = math.copysign(min(abs(step) / period_s, self._stoppable(room)), step) if is_stream else 0.0
-        plan = self._to_target(target, speed, period_s) if speed and share is None else None
-        self._go(self._to_target(target, 0.0, period_s, share=share) if plan is None else plan, period_s)
+        # One step alone is no stream: whoever passed it at its speed would have to come back.
+        is_stream = pace * before > 0 and abs(pace) <= self._velocity
+        speed = math.copysign(min(abs(pace), self._stoppable(room)), step) if is_stream else 0.0
+        rest = self._to_target(target, 0.0, period_s, share=share)
+        plan = self._passing(target, speed, period_s, rest=rest) if speed and share is None else None
+        self._go(rest if plan is None else plan, period_s)
+
+    def _passing(self, target: float, speed: float, period_s: float, *, rest: Any) -> Any:
+        """A plan through the target with as much of `speed` as there is way for; None: there is way for none.
+
+        The quickest plan to a speed that the way is too short for takes a run-up: it first goes away from the target.
+        """
+        slack = _TOLERANCE * (self._high - self._low)
+        for share in _SHARES_OF_SPEED:
+            plan = self._to_target(target, share * speed, period_s)
+            if plan is None or rest is None:
+                return plan
+            (least, most), (rest_least, rest_most) = _extrema(plan), _extrema(rest)
+            if (least >= rest_least - slack) if speed > 0 else (most <= rest_most + slack):
+                return plan
+        return None
 
     def brake(self, period_s: float) -> None:
         self._go(self.rest_plan(), min(period_s, _LONGEST_S))
-        self._target = self.state[0]  # of where it is now: the next target is no stream from where it was
+        self._target, self._pace = self.state[0], 0.0  # the next target is no stream from where it was
 
     def _stoppable(self, room: float) -> float:
         """Largest speed from which the joint, without acceleration, stops within `room`: v^2/2a + v a/2j = room."""

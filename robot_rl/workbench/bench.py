@@ -1,4 +1,4 @@
-"""Measure this machine and this code: `robot-rl bench train|sample|data|infer|env|loop|safety|ceilings|ros2|collect|all [--json FILE] [--force]`.
+"""Measure this machine and this code: `robot-rl bench <name> [--json FILE] [--force]`.
 
     train      training samples per second of imitation, MLP and U-Net
     sample     windows per second of our sampler against a torch DataLoader over the same zarr

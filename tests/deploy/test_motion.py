@@ -122,3 +122,20 @@ def test_extrema_see_a_turn_inside_constant_acceleration() -> None:
     seen = [plan.at_time(t)[0][0] for t in np.linspace(0, plan.duration, 5001)]
     assert motion._extrema(plan) == pytest.approx((min(seen), max(seen)), abs=1e-6)
     assert min(seen) < -0.507
+
+
+@pytest.mark.parametrize("size", [1e-4, 0.003, 0.015, 0.035])
+@pytest.mark.parametrize("period_s", [0.002, 0.02, 0.1])
+def test_no_step_goes_away_from_a_new_target(size: float, period_s: float) -> None:
+    """A plan that passes a near target at the speed of the stream took a run-up: it went the wrong way first."""
+    limits = JointLimits(("a", "b"), (-2.0,) * 2, (2.0,) * 2, (2.0,) * 2, (20.0,) * 2, (500.0,) * 2)
+    limiter = MotionLimiter(limits, np.zeros(2))
+    goal = np.array([size, -0.7 * size])
+    before = np.zeros(2)
+    for _ in range(200):
+        now = limiter.follow(goal, period_s).position
+        assert (np.sign(goal) * (now - before) >= -1e-9).all(), (before, now)
+        if np.allclose(now, goal, rtol=0, atol=1e-12):
+            break
+        before = now
+    np.testing.assert_allclose(now, goal, rtol=0, atol=1e-9)
