@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.arrays import Array, Float64
+from robot_rl.deploy.plan_extrema import extrema
 from robot_rl.errors import ConfigError, DeployError
 
 # Rounding of the planner, relative to the range of a joint.
@@ -236,7 +237,7 @@ class _Joint:
             plan = self._to_target(target, share * speed, period_s)
             if plan is None or rest is None:
                 return plan
-            (least, most), (rest_least, rest_most) = _extrema(plan), _extrema(rest)
+            (least, most), (rest_least, rest_most) = extrema(plan), extrema(rest)
             if (least >= rest_least - slack) if speed > 0 else (most <= rest_most + slack):
                 return plan
         return None
@@ -284,7 +285,7 @@ class _Joint:
             return None
         if result not in (self._ruckig.Result.Working, self._ruckig.Result.Finished) or not self._is_sane(plan):
             return None
-        slack, (least, most) = _TOLERANCE * (self._high - self._low), _extrema(plan)
+        slack, (least, most) = _TOLERANCE * (self._high - self._low), extrema(plan)
         return plan if least >= self._low - slack and most <= self._high + slack else None
 
     def _is_sane(self, plan: Any) -> bool:
@@ -337,33 +338,3 @@ def is_below(half_spaces: tuple[tuple[float, float, float, float], ...], places:
     planes = np.asarray(half_spaces, np.float64).reshape(-1, 4)
     spare = MARGIN_M * np.linalg.norm(planes[:, :3], axis=1)
     return bool((places @ planes[:, :3].T <= planes[:, 3] - spare).all())
-
-
-def _extrema(plan: Any) -> tuple[float, float]:
-    """Lowest and highest position on a plan of one joint, from its pieces of constant jerk.
-
-    Ruckig 0.19's own `position_extrema` misses a turn inside a piece of constant acceleration.
-    """
-    profile = plan.profiles[0][0]
-    places = [plan.at_time(plan.duration)[0][0]]
-    for part in (profile.brake, profile):
-        for time_s, jerk, start, speed, acceleration in zip(part.t, part.j, part.p, part.v, part.a, strict=False):
-            if time_s <= 0:
-                continue
-            places.append(start)
-            for turn_s in _roots(0.5 * jerk, acceleration, speed):
-                if 0 < turn_s < time_s:
-                    places.append(start + turn_s * (speed + turn_s * (acceleration / 2 + turn_s * jerk / 6)))
-    return min(places), max(places)
-
-
-def _roots(a: float, b: float, c: float) -> tuple[float, ...]:
-    """Real roots of a x^2 + b x + c."""
-    if a == 0:
-        return (-c / b,) if b else ()
-    inside = b * b - 4 * a * c
-    if inside < 0:
-        return ()
-    # Without the difference of near equal numbers.
-    q = -0.5 * (b + math.copysign(math.sqrt(inside), b))
-    return (q / a, c / q) if q else (0.0,)

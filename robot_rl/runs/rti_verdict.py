@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 FILE = "rti.json"
 MARGIN = 0.05
@@ -22,3 +25,9 @@ def warning_of(policy: str) -> str | None:
         return f"nobody has measured RTI on {policy}: `robot-rl rti tune {policy} --env ...` does"
     document = json.loads(found.read_text(encoding="utf-8"))
     return None if document.get("chosen") else f"{found}: {document.get('note')}"
+
+
+def warn_of(policy: str) -> None:
+    """Log what `warning_of` says, if anything."""
+    if warning := warning_of(policy):
+        log.warning("rti: %s", warning)

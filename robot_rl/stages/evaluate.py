@@ -15,7 +15,6 @@ Metrics (metrics.jsonl, step = episodes played):
 from __future__ import annotations
 
 import json
-import logging
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.disturbance import Push, Shift
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.chunk_execution import DelayedActor
+from robot_rl.data.same_cameras import require_same_cameras
 from robot_rl.data.same_spec import require_same_actions
 from robot_rl.deploy.client import open_client
 from robot_rl.deploy.engine_cache import Precision
@@ -39,9 +39,8 @@ from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.measures import pushed_share, throughput
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
+from robot_rl.runs.rti_verdict import warn_of
 from robot_rl.specs import EnvSpec
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,7 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
                 config.policy or "expert", expected="a run or checkpoint directory of a diffusion policy for rti, without critic",
                 got=type(policy).__name__ if config.policy else "no policy", hint="Leave rti out.",
             )  # fmt: skip
+        warn_of(config.policy)
         policy = policy.warm_started(config.rti)
     history = 1 if policy is None else policy.config.history
     env = build(node, num_envs=min(config.num_envs, config.num_episodes), history=history)
@@ -330,8 +330,7 @@ def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
     for name, expected, got in pairs:
         if expected != got:
             raise PolicyError(
-                f"{where}: {name}",
-                expected=f"{expected} (what it was trained with)",
-                got=f"{got} (what {given.env_id} offers)",
-                hint=hint,
-            )
+                f"{where}: {name}", expected=f"{expected} (what it was trained with)",
+                got=f"{got} (what {given.env_id} offers)", hint=hint,
+            )  # fmt: skip
+    require_same_cameras(trained, given, where=where)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from robot_rl.deploy import motion
 from robot_rl.deploy.motion import JointLimits, MotionLimiter
+from robot_rl.deploy.plan_extrema import extrema
 from robot_rl.errors import ConfigError, DeployError
 
 pytest.importorskip("ruckig")
@@ -120,7 +120,7 @@ def test_extrema_see_a_turn_inside_constant_acceleration() -> None:
     task.target_position = [0.5]
     assert ruckig.Ruckig(1).calculate(task, plan) == ruckig.Result.Working
     seen = [plan.at_time(t)[0][0] for t in np.linspace(0, plan.duration, 5001)]
-    assert motion._extrema(plan) == pytest.approx((min(seen), max(seen)), abs=1e-6)
+    assert extrema(plan) == pytest.approx((min(seen), max(seen)), abs=1e-6)
     assert min(seen) < -0.507
 
 
