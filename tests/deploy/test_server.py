@@ -135,7 +135,8 @@ def test_a_thousand_requests_of_two_clients_while_others_misbehave(serve: Serve)
         time.sleep(max(0.0, 2 - (time.monotonic() - began)))
         policy.go_on.set()
         assert sum(future.result(timeout=120) for future in futures) == 1000
-    wait_until(lambda: server.metrics.clients == 2)
+    # An answer is counted behind its sending.
+    wait_until(lambda: server.metrics.clients == 2 and server.metrics.requests >= 1000)
     told = server.metrics.to_json()
     assert (told["requests"], told["connections"], told["errors"]) == (1000, 4, {"DataError": 1, "too_big": 1})
     assert told["latency_ms"]["1.0"] >= 2000 > told["latency_ms"]["0.5"]

@@ -148,11 +148,13 @@ def test_releases_are_heard_where_the_terminal_says_them(terminal: Terminal) -> 
 
 def test_ctrl_c_interrupts_with_the_protocol_on(terminal: Terminal) -> None:
     keyboard = ready(terminal)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's child ignores it
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012
         try:
             terminal.type(b"\x1b[99;5u")
             until(lambda: False)
         finally:
+            signal.signal(signal.SIGINT, before)
             keyboard.close()
 
 
@@ -171,7 +173,8 @@ def test_the_terminal_is_given_back_and_a_second_connect_works(terminal: Termina
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would its child
 from robot_rl.hardware.keyboard import Keyboard, KeyboardConfig
 keyboard = Keyboard(KeyboardConfig(terminal=sys.argv[1]))
 keyboard.connect()

@@ -173,11 +173,16 @@ def matched(reward_weight: float) -> OneStepPolicy:
     return student
 
 
-def test_distribution_matching_keeps_both_modes_and_a_critic_leans_on_one() -> None:
+def test_distribution_matching_keeps_both_modes() -> None:
     near, positive = shares(matched(0.0))
     assert near >= 0.9
     assert 0.3 <= positive <= 0.7
-    # The weight is a trade: at 0.2 the head leans and stays on the modes, at 1.0 it left them (a third were near one).
+
+
+@pytest.mark.slow
+def test_a_critic_makes_distribution_matching_lean_on_one_mode() -> None:
+    """The weight is a trade: at 0.2 the head leans and stays on the modes, at 1.0 it left them (a third were near one)."""
+    _near, positive = shares(matched(0.0))
     leaning, more_positive = shares(matched(0.2))
     assert leaning >= 0.8
     assert more_positive > positive + 0.05
