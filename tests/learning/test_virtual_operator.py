@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import virtual_operator
-from virtual_operator import CHROMIUM, Hands, in_goal
+from virtual_operator import CHROMIUM, Hands, Operator, in_goal
 
 from robot_rl.data.recorded_columns import unpack_columns
 from robot_rl.data.store import EpisodeStore
@@ -49,6 +49,30 @@ def test_a_tool_that_is_on_its_way_is_let_go_of_before_it_is_there() -> None:
     # 0.3 m/s downwards: in 0.15 s it is 0.045 m lower, 0.015 m above the cube.
     assert hands.keys(seen((0.5, 0.0, 0.08), finger=0.04, seconds=1.2)) == {"Space", "KeyQ", "ShiftLeft"}
     assert not in_goal(seen((0.5, 0.0, 0.08), finger=0.04))
+
+
+class Keyboard:
+    """Of a page that nobody looks at."""
+
+    def __init__(self) -> None:
+        self.keyboard, self.pressed = self, list[str]()
+
+    def press(self, key: str) -> None:
+        self.pressed.append(key)
+
+
+def test_a_scene_that_is_solved_at_its_start_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 8 of PickCube: the session refuses to begin, and would for ever."""
+    now = [100.0]
+    monkeypatch.setattr(virtual_operator.time, "monotonic", lambda: now[0])
+    page = Keyboard()
+    operator = Operator(page)
+    operator.view = {"state": "ready", "message": ""}
+    operator._between("ready")
+    operator.view["message"] = "The task is solved already: reset first."
+    for now[0] in (100.1, 101.0, 101.1, 101.6):  # said for a while yet, also behind the reset
+        operator._between("ready")
+    assert page.pressed == ["Digit1", "Digit8", "Digit1"]
 
 
 @pytest.mark.slow
