@@ -7,7 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,8 @@ class Arm(LifecycleNode):
         word = self.get_parameter("word").value
         return TransitionCallbackReturn.FAILURE if word == "refuse" else TransitionCallbackReturn.SUCCESS
     def on_activate(self, state):
-        print("active", self.get_fully_qualified_name(), self.get_parameter("word").value, flush=True)
+        # In one piece: launcher and node write into the same pipe, unbuffered.
+        print(f"active {{self.get_fully_qualified_name()}} {{self.get_parameter('word').value}}", flush=True)
         return super().on_activate(state)
 
 rclpy.init()
@@ -43,6 +44,33 @@ try:
 except (KeyboardInterrupt, ExternalShutdownException):
     pass
 rclpy.try_shutdown()
+"""
+
+# Does its transitions and tells nobody: what a launcher sees whose subscription the node does not know yet.
+MUTE = """#!{python}
+import rclpy
+from lifecycle_msgs.msg import TransitionEvent
+from lifecycle_msgs.srv import ChangeState, GetState
+
+LABELS = {{0: "unconfigured", 1: "inactive", 3: "active"}}
+rclpy.init()
+node = rclpy.create_node("arm")
+now = [0]
+def change(request, response):
+    now[0] = request.transition.id
+    print(f"now {{LABELS[now[0]]}}", flush=True)
+    response.success = True
+    return response
+def tell(request, response):
+    response.current_state.label = LABELS[now[0]]
+    return response
+node.create_publisher(TransitionEvent, "~/transition_event", 10)
+node.create_service(ChangeState, "~/change_state", change)
+node.create_service(GetState, "~/get_state", tell)
+try:
+    rclpy.spin(node)
+except KeyboardInterrupt:
+    pass
 """
 
 LAUNCH = """
@@ -96,15 +124,24 @@ def up(workspace: Path, *words: str) -> subprocess.Popen:
 def lines_until(process: subprocess.Popen, word: str) -> list[str]:
     """Lines up to one with `word`; the process is killed when it never comes."""
     assert process.stdout is not None
-    end, lines = time.monotonic() + WAIT_S, []
-    for line in process.stdout:
-        lines.append(line)
-        if word in line:
-            return lines
-        if time.monotonic() > end:
-            break
-    process.kill()
+    lines = []
+    timer = threading.Timer(WAIT_S, end_all, [process])
+    timer.start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if word in line:
+                return lines
+    finally:
+        timer.cancel()
     raise AssertionError(f"no {word!r} in: {''.join(lines)}")
+
+
+def end_all(process: subprocess.Popen) -> None:
+    """Kill the launcher and its nodes, so that nobody holds the pipe."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    process.kill()
 
 
 def test_a_lifecycle_node_is_configured_activated_and_ended(workspace: Path) -> None:
@@ -118,6 +155,18 @@ def test_a_lifecycle_node_is_configured_activated_and_ended(workspace: Path) -> 
         assert process.returncode == 0, rest
     finally:
         process.kill()
+
+
+def test_a_lost_event_of_a_transition_is_asked_for(workspace: Path) -> None:
+    (workspace / "prefix/lib/test_arm/arm").write_text(MUTE.format(python=sys.executable))
+    process = up(workspace)
+    try:
+        lines = lines_until(process, "now active")
+        assert any("/cell/left: configuring -> inactive" in line for line in lines)
+        lines_until(process, "/cell/left: activating -> active")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=WAIT_S)
 
 
 def test_a_refused_transition_ends_all_with_code_1(workspace: Path) -> None:

@@ -45,6 +45,7 @@ class Person:
         self.executor = rclpy.executors.SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.status: Any = None
+        self.show_stacks: Callable[[], None] = lambda: None
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._hear, 10)
 
     def _hear(self, message: DiagnosticArray) -> None:
@@ -53,7 +54,10 @@ class Person:
     def until(self, done: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + WAIT_S
         while not done():
-            assert time.monotonic() < end, what
+            if time.monotonic() > end:
+                self.show_stacks()
+                said = None if self.status is None else self.status.message
+                pytest.fail(f"not within {WAIT_S:g} s: {what}; the bridge said last {said!r}")
             self.executor.spin_once(timeout_sec=0.02)
 
     def call(self, name: str, kind: type = Trigger, **fields: object) -> Any:
@@ -76,6 +80,11 @@ class Person:
         rclpy.try_shutdown(context=self.context)
 
 
+def children(pid: int) -> list[int]:
+    """Processes that this one's main thread started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Stage:
     """An arm, a launched bridge and a person in one domain."""
 
@@ -93,7 +102,7 @@ class Stage:
         actions = np.tile(np.float32([*ABOVE, 0.8, 0.6, 0.0, 0.0, 1.0]), (4, 1))
         policy = write_policy(folder / "policy.onnx", spec, actions)
         self.arm = FakeArm(folder / "slow.yaml", domain, still=True)
-        environment = os.environ | {"ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
         command = [sys.executable, "-m", "robot_rl", "ros2", "up", "deploy.launch.py", f"policy:={policy}"]
         self.log = (folder / "log.txt").open("w+")
         self.bridge = subprocess.Popen(
@@ -101,6 +110,14 @@ class Stage:
             env=environment, stdout=self.log, stderr=subprocess.STDOUT, cwd=folder,
         )  # fmt: skip
         self.person = Person(domain)
+        self.person.show_stacks = self.show_stacks
+
+    def show_stacks(self) -> None:
+        """Where a bridge that hangs does so; it ends by that, the log goes to what pytest shows."""
+        for one in (*children(self.bridge.pid), self.bridge.pid):
+            os.kill(one, signal.SIGABRT)
+            time.sleep(1.0)
+        print(Path(self.log.name).read_text())
 
     def commanded(self) -> np.ndarray:
         """The next pose that the arm is told."""
@@ -171,8 +188,7 @@ def test_a_killed_bridge_is_answered_by_its_watchdog_with_a_hold(stage: Stage) -
     while stage.commanded()[2] < ABOVE[2] - 1e-6:
         pass
     # The launcher's child is the bridge; its policy and its watchdog are children of that one.
-    children = Path(f"/proc/{stage.bridge.pid}/task/{stage.bridge.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    os.kill(children(stage.bridge.pid)[0], signal.SIGKILL)
     killed_s = time.monotonic()
     # The hold is where the arm says it is, not where it was told to go.
     end = time.monotonic() + WAIT_S
