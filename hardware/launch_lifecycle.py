@@ -67,7 +67,7 @@ class LifecycleDriver:
         self._events: list[tuple[str, str, str]] = []
         self._clients: dict[str, Any] = {}
         self._state_clients: dict[str, Any] = {}
-        self._waiting: list[tuple[str, int, Any, float]] = []
+        self._waiting: list[tuple[str, Any, float]] = []
         self._owed: dict[str, tuple[str, float]] = {}
         self._states: list[tuple[str, str, Any]] = []
 
@@ -122,7 +122,7 @@ class LifecycleDriver:
                 if number in _THROUGH:
                     self._owed[name] = (_THROUGH[number], float("inf"))
                 answer = self._clients[name].call_async(request)
-                self._waiting.append((name, number, answer, time.monotonic() + _SERVICE_S))
+                self._waiting.append((name, answer, time.monotonic() + _SERVICE_S))
         state.asked[:] = later
 
     def _is_ready(self, name: str) -> bool:
@@ -133,12 +133,12 @@ class LifecycleDriver:
 
     def _answers(self, state: LaunchState) -> None:
         for waiting in list(self._waiting):
-            name, number, future, deadline = waiting
+            name, future, deadline = waiting
             if future.done():
                 self._waiting.remove(waiting)
                 if future.result().success:
                     if name in self._owed:
-                        self._owed[name] = (_THROUGH[number], time.monotonic() + _EVENT_S)
+                        self._owed[name] = (self._owed[name][0], time.monotonic() + _EVENT_S)
                 else:
                     state.failed = state.failed or f"{name} refused a transition; its log says why"
                     state.is_ending = True

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from robot_rl.errors import ConfigError
@@ -139,8 +140,8 @@ def lines_until(process: subprocess.Popen, word: str) -> list[str]:
 
 def end_all(process: subprocess.Popen) -> None:
     """Kill the launcher and its nodes, so that nobody holds the pipe."""
-    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
+    for child in psutil.Process(process.pid).children():
+        child.kill()
     process.kill()
 
 

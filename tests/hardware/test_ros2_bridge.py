@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -80,11 +81,6 @@ class Person:
         rclpy.try_shutdown(context=self.context)
 
 
-def children(pid: int) -> list[int]:
-    """Processes that this one's main thread started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 class Stage:
     """An arm, a launched bridge and a person in one domain."""
 
@@ -114,8 +110,9 @@ class Stage:
 
     def show_stacks(self) -> None:
         """Where a bridge that hangs does so; it ends by that, the log goes to what pytest shows."""
-        for one in (*children(self.bridge.pid), self.bridge.pid):
-            os.kill(one, signal.SIGABRT)
+        launcher = psutil.Process(self.bridge.pid)
+        for one in (*launcher.children(), launcher):
+            one.send_signal(signal.SIGABRT)
             time.sleep(1.0)
         print(Path(self.log.name).read_text())
 
@@ -188,7 +185,7 @@ def test_a_killed_bridge_is_answered_by_its_watchdog_with_a_hold(stage: Stage) -
     while stage.commanded()[2] < ABOVE[2] - 1e-6:
         pass
     # The launcher's child is the bridge; its policy and its watchdog are children of that one.
-    os.kill(children(stage.bridge.pid)[0], signal.SIGKILL)
+    psutil.Process(stage.bridge.pid).children()[0].kill()
     killed_s = time.monotonic()
     # The hold is where the arm says it is, not where it was told to go.
     end = time.monotonic() + WAIT_S
