@@ -52,6 +52,7 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "threads": (1, "of onnxruntime, 1 or more"),
     "max_steps": (0, "actions of an episode; 0: as the policy's spec has it"),
     "first_seed": (0, "of the policy's noise; the next episode takes the next one"),
+    "delta_gain": (1.0, "longer deltas where readings come late, 1 to 2 (docs/ros2.md)"),
     "start_on_activate": (False, "whether an episode starts when motion is enabled"),
     "watchdog": (True, "a process that stops the robot when this one falls silent"),
 }
@@ -130,7 +131,7 @@ class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
         self._robot = Ros2Robot(Ros2RobotConfig(node=f"{self.get_name()}_robot"), card=card, spec=spec)
         watched = {"card": str(self._value("robot")), "namespace": self._namespace}
         config = StationConfig(
-            policy=source, log_folder=str(self._value("log_folder")),
+            policy=source, log_folder=str(self._value("log_folder")), delta_gain=float(self._value("delta_gain")),
             watchdog=_WATCHDOG if self._value("watchdog") else "", watchdog_config=watched,
         )  # fmt: skip
         return Station(self._robot, spec, config, observer=self._see)

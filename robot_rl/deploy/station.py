@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robot_rl.contracts import Robot
-from robot_rl.deploy.ahead import Ahead, AheadConfig
 from robot_rl.deploy.black_box import BlackBox, BlackBoxConfig, StepRecord
 from robot_rl.deploy.control_loop import ControlLoop
 from robot_rl.deploy.inference import PolicySource, ProcessPolicy
-from robot_rl.deploy.loop_parts import LoopConfig, LoopParts, Targets
+from robot_rl.deploy.loop_parts import LoopConfig, LoopParts
 from robot_rl.deploy.targets import ActionReader
 from robot_rl.deploy.watchdog import Watchdog, WatchdogConfig
 from robot_rl.specs import EnvSpec
@@ -32,7 +31,7 @@ class StationConfig:
         watchdog: "package.module:function" that opens the watchdog's own connection; "" for none.
         watchdog_config: JSON types, for it.
         loop: see LoopConfig.
-        ahead: see ahead.py; None: deltas start from what was measured, however late.
+        delta_gain: see ActionReader.
     """
 
     policy: PolicySource
@@ -41,7 +40,7 @@ class StationConfig:
     watchdog: str = ""
     watchdog_config: Mapping[str, Any] = field(default_factory=dict)
     loop: LoopConfig = field(default_factory=LoopConfig)
-    ahead: AheadConfig | None = None
+    delta_gain: float = 1.0
 
 
 class Station:
@@ -74,8 +73,7 @@ class Station:
 
     def _looped(self, observer: Callable[[StepRecord], None] | None) -> ControlLoop:
         config, card, spec = self._config, self._robot.card, self._spec
-        targets: Targets = ActionReader(spec, card)  # refuses what this robot can't be told
-        targets = targets if config.ahead is None else Ahead(targets, config.ahead)
+        targets = ActionReader(spec, card, delta_gain=config.delta_gain)  # refuses what this robot can't be told
         box = None
         if config.log_folder:
             box = BlackBox(BlackBoxConfig(config.log_folder, config.log_s), card, action_size=spec.action.size)

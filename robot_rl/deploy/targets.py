@@ -28,11 +28,13 @@ from robot_rl.arrays import Array, Float64
 from robot_rl.data.rotations import convert_rotations
 from robot_rl.deploy.action_layout import ActionLayout
 from robot_rl.deploy.robot_card import RobotCard
-from robot_rl.deploy.rotation_motion import as_unit, difference, multiply
+from robot_rl.deploy.rotation_motion import as_unit, difference, from_vector, multiply
 from robot_rl.deploy.safety import Reason, finite_target
-from robot_rl.errors import DataError
+from robot_rl.errors import ConfigError, DataError
 from robot_rl.specs import ActionKind, DeltaReference, EnvSpec
 from robot_rl.types import Goal, Reading
+
+_UNTURNED = np.array([1.0, 0.0, 0.0, 0.0])
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,29 @@ class ActionReader:
     Args:
         spec: the policy's.
         card: the robot's.
+        delta_gain: longer deltas for readings that come late. An arm that follows its goals with time constant T (s) moves
+            at delta / T; where deltas start from a reading of age a, it lags a times its speed behind and moves at
+            delta / (T + a). 1 + a / T would make up for it in steady motion, half of that is what overshoots least
+            (docs/ros2.md). Where the arm stands, and so where it comes to rest, age changes nothing.
 
     Raises:
+        ConfigError: a gain outside 1..2, or one for actions that are not deltas from what is measured.
         DeployError: a declaration that can't be read, does not fit itself, or does not fit the robot.
     """
 
-    def __init__(self, spec: EnvSpec, card: RobotCard) -> None:
+    def __init__(self, spec: EnvSpec, card: RobotCard, *, delta_gain: float = 1.0) -> None:
         self._layout = layout = ActionLayout(spec, card)
         self._card, self._meaning, self._arm = card, layout.meaning, layout.arm
         self._is_joint, self._is_twist, self._period_s = layout.is_joint, layout.is_twist, layout.period_s
+        self._gain = delta_gain
+        if not 1.0 <= delta_gain <= 2.0:
+            raise ConfigError("delta_gain", expected="1 to 2", got=str(delta_gain), hint="1 leaves deltas as they are.")
+        late = self._meaning.kind is ActionKind.delta and self._meaning.delta_reference is DeltaReference.measured
+        if delta_gain != 1.0 and (self._is_twist or not late):
+            raise ConfigError(
+                "delta_gain", expected="1: only deltas from what is measured get shorter by age", got=str(delta_gain),
+                hint=f"The actions are {self._meaning.kind} from {self._meaning.delta_reference}, sent as {card.command}.",
+            )  # fmt: skip
 
     def read(self, action: Sequence[float] | Array, *, reading: Reading, sent: Goal | None) -> Target:
         """One action as a goal.
@@ -95,7 +111,9 @@ class ActionReader:
         start = self._start(reading.position, None if sent is None else sent.position, size=len(values))
         if start is None:
             return None, Reason.measured_not_finite
-        return start + values * (self._period_s if self._meaning.kind is ActionKind.velocity else 1.0), Reason.none
+        return start + values * (
+            self._period_s if self._meaning.kind is ActionKind.velocity else self._gain
+        ), Reason.none
 
     def _pose(self, values: np.ndarray, reading: Reading, sent: Goal | None) -> tuple[np.ndarray | None, Reason]:
         kind, start = self._meaning.kind, self._start(reading.pose, None if sent is None else sent.pose, size=7)
@@ -111,8 +129,9 @@ class ActionReader:
             return None, Reason.measured_not_finite
         if kind is ActionKind.absolute:
             return np.concatenate([values[:3], here]), Reason.none
-        is_tool, turn = self._meaning.frame == "tool", np.array([1.0, 0.0, 0.0, 0.0]) if turn is None else turn
-        way = turned(values[:3], here) if is_tool else values[:3]
+        is_tool, turn = self._meaning.frame == "tool", _UNTURNED if turn is None else turn
+        way = self._gain * (turned(values[:3], here) if is_tool else values[:3])
+        turn = turn if self._gain == 1.0 else from_vector(self._gain * difference(turn, _UNTURNED))
         there = multiply(here, turn) if is_tool else multiply(turn, here)
         if self._is_twist:
             return np.concatenate([way, difference(there, here)]) / self._period_s, Reason.none

@@ -32,7 +32,6 @@ import numpy as np
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.contracts import Robot
 from robot_rl.data.same_spec import require_same_actions
-from robot_rl.deploy.ahead import AheadConfig
 from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.control_loop import ControlLoop
 from robot_rl.deploy.inference import PolicySource, load_policy
@@ -88,8 +87,7 @@ class DeployConfig:
         first_seed: of the episodes.
         max_steps: time limit in actions; null: that of the policy's spec.
         settle_s: wait behind a reset for readings of before that are still under way.
-        ahead: what is known of the robot's delays (response_s, command_s; deploy/ahead.py), so that deltas start from where
-            the arm will be; null: from what was measured, however late.
+        delta_gain: above 1 where readings come late: 1 + half of their age over the arm's time constant (docs/ros2.md).
         release_stops: go on after a stop, as a person would by hand. Only for simulated robots.
         black_box: keep the last seconds of every stop (needs mcap).
         threads: of onnxruntime.
@@ -103,7 +101,7 @@ class DeployConfig:
     first_seed: int = 900_000
     max_steps: int | None = None
     settle_s: float = 0.2
-    ahead: AheadConfig | None = None
+    delta_gain: float = 1.0
     release_stops: bool = False
     black_box: bool = True
     threads: int = 1
@@ -237,7 +235,8 @@ def _station_config(config: DeployConfig, source: PolicySource, run: RunDirector
     folder = run.path / "black_box" if config.black_box else None
     return StationConfig(
         source, log_folder="" if folder is None else str(folder), watchdog=str(config.driver.get("watchdog") or ""),
-        ahead=config.ahead, watchdog_config={"card": config.robot, "domain_id": config.driver["robot"].get("domain_id")},
+        delta_gain=config.delta_gain,
+        watchdog_config={"card": config.robot, "domain_id": config.driver["robot"].get("domain_id")},
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from robot_rl.deploy.robot_card import CommandKind, GripperCard, RobotCard, load_robot_card
 from robot_rl.deploy.safety import Reason
 from robot_rl.deploy.targets import ActionReader
-from robot_rl.errors import DeployError
+from robot_rl.errors import ConfigError, DeployError
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 from robot_rl.types import Goal, Reading
 
@@ -251,3 +251,43 @@ def test_goals_are_the_targets_of_maniskills_controllers(mode: str) -> None:
             np.testing.assert_allclose(sent.pose[3:] * np.sign(sent.pose[3:] @ theirs[3:]), theirs[3:], atol=1e-5)
         assert sent.gripper == pytest.approx(float(gripper._target_qpos[0, 0]), abs=1e-6)
     raw.close()
+
+
+def test_longer_deltas_for_late_readings() -> None:
+    units = ("1 = 0.1 m",) * 3 + ("rad",) * 3
+    late = ActionReader(spec(units, (*XYZ, "x", "y", "z"), rotation="rotvec", bounds=1.0), CARD, delta_gain=1.2)
+    at = reading(rotvec=(0.0, 0.3, 0.0))
+    target = read(late, [0.5, -2.0, 0.0, 0.5, 0.0, 0.0], at)
+    # 0.1 m x 0.5 x 1.2; the second is clipped to the range of training first
+    np.testing.assert_allclose(target.goal.pose[:3], [0.46, -0.02, 0.2], atol=1e-9)
+    turn = Rotation.from_rotvec([0.6, 0, 0]) * Rotation.from_rotvec([0, 0.3, 0])
+    np.testing.assert_allclose(np.roll(target.goal.pose[3:], -1), turn.as_quat(canonical=False), atol=1e-9)
+    assert target.reasons is Reason.range
+    joints = ActionReader(spec(("rad",) * 7, BY_JOINTS.joints, frame="joint"), BY_JOINTS, delta_gain=1.5)
+    np.testing.assert_allclose(read(joints, np.full(7, 0.1), at).goal.position, at.position + 0.15, atol=1e-8)
+
+
+@pytest.mark.parametrize(("age", "gain"), [(0, 1.0), (40, 1.0), (40, 1.4)])
+def test_an_arm_with_late_readings_is_slow_and_the_gain_makes_up_for_it(age: int, gain: float) -> None:
+    reader = ActionReader(spec(("m",) * 3, XYZ), CARD, delta_gain=gain)
+    places, lag_ms = [0.0] * 41, 100.0
+    for _ in range(1000):  # steps of 1 ms
+        goal = read(reader, [0.01, 0, 0], reading((places[-1 - age], 0, 0))).goal.pose[0]
+        places.append(places[-1] + (goal - places[-1]) / lag_ms)
+    assert places[-1] - places[-2] == pytest.approx(gain * 0.01 / (lag_ms + age), rel=1e-3)
+
+
+@pytest.mark.parametrize("gain", [0.9, 2.1, math.nan])
+def test_a_gain_that_makes_no_sense(gain: float) -> None:
+    with pytest.raises(ConfigError, match="delta_gain: expected 1 to 2"):
+        ActionReader(spec(("m",) * 3, XYZ), CARD, delta_gain=gain)
+
+
+def test_a_gain_for_actions_that_age_does_not_shorten() -> None:
+    for declared, card in (
+        (spec(("m",) * 3, XYZ, delta_reference=DeltaReference.target), CARD),
+        (spec(("m",) * 3, XYZ, kind=ActionKind.absolute, delta_reference=DeltaReference.none), CARD),
+        (spec(("m",) * 3, XYZ), BY_TWIST),
+    ):
+        with pytest.raises(ConfigError, match="only deltas from what is measured"):
+            ActionReader(declared, card, delta_gain=1.2)

@@ -28,6 +28,7 @@ def generate_launch_description() -> LaunchDescription:
                 "policy": LaunchConfiguration("policy"),
                 "robot": LaunchConfiguration("robot"),
                 "log_folder": LaunchConfiguration("log_folder"),
+                "delta_gain": LaunchConfiguration("delta_gain"),
             }
         ],
         on_exit=Shutdown(reason="the bridge has ended"),
@@ -56,6 +57,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("robot", description="robot card: a name or a YAML file"),
             DeclareLaunchArgument("namespace", default_value="", description="of this arm, for several arms"),
             DeclareLaunchArgument("log_folder", default_value="black_box", description="for the last seconds of stops"),
+            DeclareLaunchArgument("delta_gain", default_value="1.0", description="above 1 where readings come late"),
             DeclareLaunchArgument("activate", default_value="true", description="false: a person activates motion"),
             bridge,
             activate,
