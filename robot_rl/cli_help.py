@@ -16,6 +16,7 @@ from robot_rl.stages import STAGES
 
 TOOLS = (
     "report",
+    "card",
     "compare",
     "results",
     "check",
