@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -179,3 +180,25 @@ def test_constraints_satisfy_pyproject() -> None:
         assert pin is not None, f"{requirement} has no pin"
         assert requirement.specifier.contains(pin), f"{requirement} excludes the pin {pin}"
     assert not [name for name in pins if name.startswith("nvidia") and name != "nvidia-ml-py"]
+
+
+def test_the_dockerfile_names_what_is_there() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = [word for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for word in line.split()[:-1]]
+    assert [word for word in copied if not (ROOT / word).exists()] == []
+    assert {"robot_rl", *MAPPED, "pyproject.toml"} <= set(copied)
+    (extras,) = re.findall(r"\.\[([a-z0-9,-]+)\]", text)
+    assert set(extras.split(",")) <= set(PROJECT["project"]["optional-dependencies"])
+
+
+def test_issue_forms_are_forms() -> None:
+    import yaml
+
+    forms = [path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert len(forms) == 3
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= set(form)
+        asked = [part for part in form["body"] if part["type"] != "markdown"]
+        assert len({part["id"] for part in asked}) == len(asked)
+        assert all(part["attributes"]["label"] for part in asked)
