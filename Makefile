@@ -2,6 +2,7 @@
 # make demo       the whole pipeline on one task; ARGS="key=value ..." passes overrides
 # make test       style, types and quick tests on all cores;  make test-slow: the slow tests
 #                 TEST_WORKERS=0 runs them in one process (debugger, -s);  ARGS="tests/runs -x" chooses tests
+# make docs       the documentation as a site in site/ (installs the `docs` extra; a warning is an error)
 # make resolve    pip finds versions for every combination of extras (network)
 # PYTHON=/path/to/python chooses the interpreter, VENV=folder the place.
 
@@ -17,7 +18,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 TEST_WORKERS ?= $$($(BIN)/python -c 'from robot_rl.workbench.cores import usable_cores; n = int(usable_cores()); print(min(n, 4) if n > 1 else 0)')
 PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-.PHONY: setup demo test test-slow lint resolve clean
+.PHONY: setup demo test test-slow lint docs resolve clean
 
 setup: $(STAMP)
 
@@ -53,6 +54,12 @@ test: lint
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
 
+docs: setup
+	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings, latex2mathml' 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 # Every extra together with those it may meet: pip must find versions (network, about a minute, nothing is installed).
 # `tensorrt` is left out: its PyPI package is a source stub that fetches wheels from NVIDIA while pip resolves.
 resolve: setup
@@ -63,4 +70,4 @@ resolve: setup
 	done; rm -f .resolve.log
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info
