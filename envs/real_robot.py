@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.deploy.black_box import BlackBoxConfig
 from robot_rl.deploy.robot_card import load_robot_card
 from robot_rl.deploy.schedule import Clock, ManualClock, MonotonicClock
+from robot_rl.deploy.watchdog import WatchdogConfig
 from robot_rl.errors import ConfigError, EnvError
 from robot_rl.teleop.mapping_config import MappingConfig
 from robot_rl.teleop.panel import OperatorPanel
@@ -28,9 +32,12 @@ from robot_rl.teleop.resetting import ResetConfig
 from robot_rl.types import ActionChunk, Observation, StepResult
 
 from .history import HistoryEnv
+from .robot_guard import Guard
 from .robot_hand import RobotHand
 from .robot_people import People
 from .robot_play import PlayConfig, RobotPlayer
+
+log = logging.getLogger(__name__)
 
 # Components are built where every stage builds them; plug-ins may not import that layer when they load.
 _BUILD = "robot_rl.runs.config"
@@ -49,7 +56,9 @@ class RealRobotConfig:
 
     Attributes:
         robot: a robot card: its name or a YAML file.
-        driver: component group as in `robot-rl deploy`: `robot`, and `scene` where the robot is none itself.
+        driver: component group as in `robot-rl deploy`: `robot`, `scene` where the robot is none itself, and `watchdog`
+            ("package.module:function", see deploy/watchdog.py; empty: none), told `card`, `domain_id` and `watchdog_config`.
+        black_box: keep the last seconds of every stop (needs mcap), where the stage says where (`log_to`).
         reward: who says success; `person` as well where a classifier says it.
         resets: `scene`: scripted; `person`: the robot goes home, and a person puts the scene back and asks "start".
         device: component of a TeleopDevice that takes over while its clutch is held, or empty.
@@ -65,6 +74,7 @@ class RealRobotConfig:
 
     robot: str = "sim_panda"
     driver: dict[str, Any] = field(default_factory=dict)
+    black_box: bool = True
     reward: By = By.scene
     resets: By = By.scene
     device: dict[str, Any] = field(default_factory=dict)
@@ -134,15 +144,17 @@ def make_env(config: RealRobotConfig, *, num_envs: int, history: int, parts: Rob
     )  # fmt: skip
     people = People(device, () if panel is None else (panel,))
     player = RobotPlayer(
-        robot, scene if By.scene in (config.reward, config.resets) else None, people, config=play, clock=clock
-    )
+        robot, scene if By.scene in (config.reward, config.resets) else None, people, config=play, clock=clock,
+        guard=_guard(config, robot.card, clock),
+    )  # fmt: skip
     env = HistoryEnv(
         player,
         history=history,
         terminate_on_success=config.terminate_on_success,
         max_episode_steps=config.max_episode_steps,
     )
-    return RealRobotEnv(env, player, RobotHand(player, config.mapping) if device is not None else None)
+    hand = RobotHand(player, config.mapping) if device is not None else None
+    return RealRobotEnv(env, player, hand, keeps_box=config.black_box and play.is_threaded)
 
 
 class RealRobotEnv:
@@ -152,9 +164,13 @@ class RealRobotEnv:
         env: on the player.
         player: of the robot.
         intervener: who may take over, or None; see fitting/on_policy.Intervener.
+        keeps_box: whether `log_to` does anything.
     """
 
-    def __init__(self, env: HistoryEnv, player: RobotPlayer, intervener: RobotHand | None) -> None:
+    def __init__(
+        self, env: HistoryEnv, player: RobotPlayer, intervener: RobotHand | None, *, keeps_box: bool = False
+    ) -> None:
+        self._keeps_box = keeps_box
         self._env, self._player, self.intervener = env, player, intervener
         self.spec, self.num_envs, self.device = env.spec, env.num_envs, env.device
 
@@ -188,9 +204,14 @@ class RealRobotEnv:
             self._player.rest()
         return replace(result, played=self._played(chunk.execute))
 
+    def log_to(self, folder: Path) -> None:
+        """Where black boxes go (`black_box`); before the first reset. Time that only a loop moves leaves none."""
+        if self._keeps_box:
+            self._player.guard.black_box = BlackBoxConfig(str(folder), at_episode_end=False)
+
     def judged_by(self, detector: Any) -> RealRobotEnv:
         """An env on the same robot whose reward and success come from a detector; a person's "failure" and "stop" stay."""
-        return RealRobotEnv(self._env.judged_by(detector), self._player, self.intervener)
+        return RealRobotEnv(self._env.judged_by(detector), self._player, self.intervener, keeps_box=self._keeps_box)
 
     def measures(self) -> dict[str, float]:
         """Numbers of the robot so far, for metrics: shares of steps, lateness of the loop, stops."""
@@ -217,6 +238,23 @@ class RealRobotEnv:
         for column, action in enumerate(self._player.played):
             out[0, column] = action
         return torch.from_numpy(out)
+
+
+def _guard(config: RealRobotConfig, card: Any, clock: Clock) -> Guard:
+    """The watchdog that the driver names; the black box comes with `log_to`."""
+    stop, is_real_time = str(config.driver.get("watchdog") or ""), not isinstance(clock, ManualClock)
+    if not stop:
+        if is_real_time:
+            log.warning("no watchdog: when this process dies, nobody stops robot %s", card.name)
+        return Guard()
+    if not is_real_time:
+        raise EnvError(
+            "env.driver.watchdog", expected="a robot in real time", got="as_fast_as_possible",
+            hint="Leave one of them out: a watchdog judges silence by the machine's clock.",
+        )  # fmt: skip
+    told = {"card": config.robot, "domain_id": config.driver.get("robot", {}).get("domain_id")}
+    told |= config.driver.get("watchdog_config") or {}
+    return Guard(WatchdogConfig(stop, told, card.thresholds.heartbeat_s))
 
 
 def _robot(config: RealRobotConfig, clock: Clock) -> Any:

@@ -27,6 +27,7 @@ from robot_rl.types import Reading
 
 from .executed_actions import ExecutedAction
 from .history import Frame
+from .robot_guard import Guard
 from .robot_keeper import Keeper
 from .robot_people import People
 
@@ -77,12 +78,15 @@ class RobotPlayer:
         people: who is asked and heard.
         config: see PlayConfig.
         clock: of robot and loop.
+        guard: watchdog and black box; None: neither.
 
     Raises:
         DeployError: actions that the robot can't be told, or rates that do not fit.
     """
 
-    def __init__(self, robot: Any, scene: Any, people: People, *, config: PlayConfig, clock: Clock) -> None:
+    def __init__(
+        self, robot: Any, scene: Any, people: People, *, config: PlayConfig, clock: Clock, guard: Guard | None = None
+    ) -> None:
         self.spec: EnvSpec = robot.spec
         self.num_envs, self.device = 1, torch.device("cpu")
         self.driver, self.scene, self.people, self.clock, self.config = (
@@ -92,6 +96,7 @@ class RobotPlayer:
             clock,
             config,
         )
+        self.guard = guard or Guard()
         self.counts, self.played = Counts(), list[np.ndarray]()
         self.card = robot.card
         self._every = actions_every(self.card.control_hz, self.spec.control_hz)
@@ -134,6 +139,7 @@ class RobotPlayer:
                 if self.driver.is_at_rest:
                     break
             self.driver.robot.stop()
+            self.guard.rest()
 
     def protocol(self) -> dict[str, Any]:
         """JSON block for reports."""
@@ -155,6 +161,7 @@ class RobotPlayer:
             self.keeper.close()
             self.driver.close()
             log.warning("robot held")
+            self.guard.close()
             if self.scene is not None and self.scene is not self.driver.robot:
                 self.scene.close()
             self.people.close()
@@ -167,18 +174,19 @@ class RobotPlayer:
 
     def _keep(self) -> None:
         """One turn of the keeper: the slot is due."""
-        self._wait()
-        self.driver.hold(self._read(), self._period_s)
+        self._turn(1)
 
     def _wait(self) -> None:
-        slot = self.schedule.wait()
+        self._slot = slot = self.schedule.wait()
         self._index, self._period_s = slot.index, (1 + slot.skipped) / self.card.control_hz
+        self.guard.beat(self.driver)
 
     def _turn(self, count: int) -> Reading:
         """Hold for so many slots."""
         for _ in range(count):
             self._wait()
             self.driver.hold(self._read(), self._period_s)
+            self._note(None, -1)
         assert self.reading is not None
         return self.reading
 
@@ -199,6 +207,7 @@ class RobotPlayer:
                 self.driver.hold(self.reading, period_s, reason=Reason.stale)
             else:
                 self.driver.act(asked if number == 0 else None, self.reading, period_s)
+            self._note(asked, number)
             if self.driver.sent is not None:
                 self._executed.add(self.driver.sent, 1 / self.card.control_hz)
             self._wait()
@@ -210,6 +219,13 @@ class RobotPlayer:
             self._turn(1)
             self._show("paused", "resume to go on")
             self._hear(self.people.hear(self.clock.now()))
+
+    def _note(self, asked: np.ndarray | None, index: int) -> None:
+        """Tell the black box of the command of this slot."""
+        assert self.reading is not None
+        number = -1 if asked is None else self.counts.steps
+        age_s = self._ages.judge(self.reading, self.driver.read_s).age_s
+        self.guard.note(self._slot, self.driver, self.reading, (asked, number, index, age_s))
 
     def _count(self, asked: np.ndarray) -> None:
         self.played.append(self._executed.action(asked))
@@ -251,6 +267,7 @@ class RobotPlayer:
 
     def _reset(self, seed: int) -> None:
         if not self._connected:
+            self.guard.bring_up(self.card, action_size=self.spec.action.size)
             self.driver.connect()
             self._connected = True
             self._restart()
@@ -283,6 +300,7 @@ class RobotPlayer:
                 is_done, problem = self._resetter.step(reading, self._period_s)
             else:
                 self.driver.hold(reading, self._period_s)
+            self._note(None, -1)
             events = self.people.hear(self.clock.now())
             self._hear([name for name in events if name == "estop"])
             if is_done and (not is_asked or "start" in events):
@@ -300,6 +318,7 @@ class RobotPlayer:
         self.counts.stops += 1
         why = f"stopped: {self.driver.latched.name or ''} {self.driver.why}"
         log.error("%s; waiting for a release", why)
+        self.guard.write(self.driver)
         is_alone = not (self.people.is_there or self.config.release_stops)
         if is_alone:
             raise DeployError(
@@ -312,6 +331,7 @@ class RobotPlayer:
             self._turn(1)
             self._show("fault", f"{why}: look at the robot, then release")
             is_released = is_released or "release" in self.people.hear(self.clock.now())
+        self.guard.release()
         self.driver.release()
 
     def _show(self, state: str, message: str) -> None:

@@ -103,12 +103,15 @@ class Decisions:
         latents: float32 (B, K+1, Tp, A), the stored chains, unclipped.
         advantage: float32 (B,), scaled.
         observation: of the decisions, where the encoder learns too; else None.
+        log_prob: float32 (B, K), `chain_log_prob` under the weights that drew, where those are older than the ones that learn;
+            None: they are the same.
     """
 
     feature: Float32[Array, "B F"]
     latents: Float32[Array, "B K1 Tp A"]
     advantage: Float32[Array, " B"]
     observation: Observation | None = None
+    log_prob: Float32[Array, "B K"] | None = None
 
     def condition(self, policy: Any, rows: Int64[Array, " R"]) -> Float32[Array, "R F"]:
         """Condition vectors of some rows: as sampled, or encoded anew with gradient where the encoder learns."""
@@ -221,7 +224,8 @@ def ppo_iteration(
 
     `anchor(policy, generator)` is a loss that `config.anchor` weighs; it is not asked for, and draws nothing, at 0.
 
-    Old log-probabilities are computed here, with the update's own batches, so that the ratio is 1 at the first one.
+    Old log-probabilities are computed here, with the update's own batches, so that the ratio is 1 at the first one; where
+    older weights drew (`decisions.log_prob`) they are theirs, and `kl_stop` counts from them.
 
     Returns:
         {"loss", "gradient_steps", "kl" and "clip_share" (lists over denoising steps), "kl_total", "ratio_error",
@@ -235,13 +239,7 @@ def ppo_iteration(
     weight = step_weights(sampler, config.balance).to(clip.device)
     order = torch.randperm(len(decisions.feature), generator=generator, device=generator.device).to(clip.device)
     batches = torch.split(order, config.batch_size)
-    with torch.no_grad():
-        old = [
-            chain_log_prob(
-                policy, decisions.latents[rows], decisions.condition(policy, rows), reduction=config.reduction
-            )
-            for rows in batches
-        ]
+    old = [_old_log_prob(policy, decisions, rows, reduction=config.reduction) for rows in batches]
     parameters = [p for p in policy.parameters() if p.requires_grad]
     last: dict[str, Any] = {"gradient_steps": 0}
     for _epoch in range(config.epochs):
@@ -250,7 +248,7 @@ def ppo_iteration(
             new, share = _new_log_prob(policy, decisions, rows, before, config=config, generator=generator)
             loss = clipped_loss(new, before, decisions.advantage[rows], clip=clip, weight=weight * share)
             last |= _statistics(new, before, clip=clip, share=share, loss=loss)
-            if last["gradient_steps"] == 0:
+            if last["gradient_steps"] == 0 and decisions.log_prob is None:
                 _check_ratio(last["ratio_error"])
             elif last["kl_total"] > config.kl_stop:
                 return last
@@ -264,6 +262,15 @@ def ppo_iteration(
             optimizer.step()
             last["gradient_steps"] += 1
     return last
+
+
+@torch.no_grad()
+def _old_log_prob(
+    policy: Any, decisions: Decisions, rows: torch.Tensor, *, reduction: LogProbReduction
+) -> Float32[Array, "R K"]:
+    if decisions.log_prob is not None:
+        return decisions.log_prob[rows]
+    return chain_log_prob(policy, decisions.latents[rows], decisions.condition(policy, rows), reduction=reduction)
 
 
 def _new_log_prob(

@@ -22,10 +22,15 @@ class KeptEpisodes:
         demonstrations: paths of EpisodeStores.
         path: of the store of this run's episodes, made when it is missing; None: none is kept.
         successes: imitate the successful episodes of this run as well.
+        imitates: False: only store them, another process imitates.
     """
 
-    def __init__(self, policy: Any, demonstrations: Sequence[str], path: Path | None, *, successes: bool) -> None:
-        self._imitated, self._successes = Imitated(policy, list(demonstrations)), successes
+    def __init__(
+        self, policy: Any, demonstrations: Sequence[str], path: Path | None, *, successes: bool,
+        imitates: bool = True,
+    ) -> None:  # fmt: skip
+        self._imitates, self._successes = imitates, successes
+        self._imitated = Imitated(policy, list(demonstrations) if imitates else [])
         self._store: EpisodeStore | None = None
         self._stored: set[int] = set()
         if path is not None:
@@ -33,7 +38,8 @@ class KeptEpisodes:
                 path, policy.spec, metadata={"collector": "policy", "stage": "online"}
             )
             self._stored = {int(seed) for seed in self._store.seeds}
-            self._imitated.add([self._store.episode(index) for index in range(len(self._store))], successes=successes)
+            there = range(len(self._store) if imitates else 0)
+            self._imitated.add([self._store.episode(index) for index in there], successes=successes)
         self._new: list[Episode] = []
 
     def __enter__(self) -> KeptEpisodes:
@@ -49,7 +55,12 @@ class KeptEpisodes:
             if record.seed in self._stored:
                 return
             self._store.append(episode)
-        self._new.append(episode)
+        if self._imitates:
+            self._new.append(episode)
+
+    def __len__(self) -> int:
+        """Episodes in the store; 0 without one."""
+        return 0 if self._store is None else len(self._store)
 
     def anchor(self) -> Callable[[Any, torch.Generator], torch.Tensor] | None:
         """The imitation loss over everything so far, or None when there is nothing to imitate."""

@@ -96,7 +96,7 @@ class OnlineState:
 
     def restore(self, saved: Checkpoint) -> None:
         """Go on where `saved` was written."""
-        learner, tensors, counters = self.learner, saved.tensors, saved.documents["online"]
+        learner, tensors = self.learner, saved.tensors
         learner.policy.load_state_dict(tensors["policy"])
         learner.critic.load_state_dict(tensors["critic"])
         restore_optimizer(learner.optimizer, tensors["optimizer"])
@@ -105,6 +105,10 @@ class OnlineState:
         self.best = dict(tensors["best"]) if "best" in tensors else None
         if self.student is not None:
             self.student.restore(tensors)
+        self.count_from(saved.documents["online"])
+
+    def count_from(self, counters: Mapping[str, Any]) -> None:
+        """Take the counters of a `document`."""
         for name in ("iteration", "env_steps", "episodes", "roll_backs", "finished"):
             setattr(self, name, counters[name])
         for name in ("best_score", "last_score"):

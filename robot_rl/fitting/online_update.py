@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from robot_rl.algorithms.ppo import AdvantageRule, scale_advantage, value_loss
 from robot_rl.arrays import Array, Float32
 from robot_rl.errors import RunError
-from robot_rl.fitting.denoising_ppo import Decisions, PpoConfig, chain_kl, ppo_iteration
+from robot_rl.fitting.denoising_ppo import Decisions, PpoConfig, chain_kl, chain_log_prob, ppo_iteration
 from robot_rl.fitting.on_policy import OnPolicyBatch, advantages
 
 ROWS_AT_ONCE = 8192
@@ -148,15 +148,17 @@ def improve(
     config: UpdateConfig,
     move_policy: bool = True,
     anchor: Callable[[Any, torch.Generator], torch.Tensor] | None = None,
+    drawn_by: Any = None,
 ) -> dict[str, Any]:
     """Advantages with V as it was, then V, then the policy; both are changed in place.
 
     Args:
-        learner: whose policy played the batch.
+        learner: whose policy played the batch, unless `drawn_by` did.
         batch: whole episodes.
         config: of the update.
         move_policy: False while the critic warms up.
         anchor: see `ppo_iteration`.
+        drawn_by: the policy with the older weights that played the batch; the ratio is over its density. None: the learner's.
 
     Returns:
         Numbers of `ppo_iteration` and `fit_value`, "advantage_std", "kl_after" and "undone".
@@ -176,6 +178,8 @@ def improve(
         batch.feature[chosen], batch.latents[chosen], scale_advantage(advantage[chosen], rule=config.ppo.advantage),
         observation=batch.observation.map(lambda x: x[chosen]) if config.train_encoder else None,
     )  # fmt: skip
+    if drawn_by is not None:
+        decisions = replace(decisions, log_prob=log_prob_of(drawn_by, decisions, config.ppo))
     before, optimizer_before = copy.deepcopy(policy.state_dict()), copy.deepcopy(learner.optimizer.state_dict())
     numbers |= ppo_iteration(
         policy, decisions, learner.optimizer, config=config.ppo, generator=learner.generator, anchor=anchor
@@ -187,6 +191,16 @@ def improve(
         learner.optimizer.load_state_dict(optimizer_before)
         learner.shrink()
     return numbers
+
+
+@torch.no_grad()
+def log_prob_of(policy: Any, decisions: Decisions, config: PpoConfig) -> Float32[Array, "B K"]:
+    """`chain_log_prob` of every decision under `policy`, with its own encoder where that learns."""
+    rows = torch.arange(len(decisions.feature), device=decisions.feature.device)
+    return torch.cat([
+        chain_log_prob(policy, decisions.latents[part], decisions.condition(policy, part), reduction=config.reduction)
+        for part in torch.split(rows, ROWS_AT_ONCE)
+    ])  # fmt: skip
 
 
 @torch.no_grad()

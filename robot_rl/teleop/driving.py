@@ -84,6 +84,11 @@ class Driver:
         return self._safety.latched
 
     @property
+    def goal(self) -> Goal | None:
+        """What the action that is played asks for; None while it holds."""
+        return None if self._target is None else self._target.goal
+
+    @property
     def is_at_rest(self) -> bool:
         """Whether the newest command asks for no motion."""
         return self._is_held or self.judged is None or self.judged.is_at_rest
@@ -139,6 +144,11 @@ class Driver:
             log.error("stop: %r (%s)", reason, what)
             self.why = what
             self._safety.stop(reason)
+
+    def leave(self) -> None:
+        """Leave a stopped robot to its own means at once: somebody else has stopped it, so nothing more may be commanded."""
+        self.robot.stop()
+        self._is_held = True
 
     def release(self) -> None:
         """A person allows motion again.

@@ -113,3 +113,48 @@ def test_it_goes_on_another_day(place: Path) -> None:
 def test_several_robots_at_once_are_refused(place: Path) -> None:
     words = words_of(place, "num_envs=4", root="runs_c")
     assert "one robot" in robot_rl(*words, cwd=place, code=2)
+
+
+def child_of(parent: int, module: str) -> int | None:
+    """The process of a module that `parent` has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            status = (folder / "status").read_text()
+        except OSError:
+            continue
+        if module in words and f"PPid:\t{parent}\n" in status:
+            return int(folder.name)
+    return None
+
+
+@pytest.mark.slow  # a minute of processes that start; tests/fitting/test_learner_process.py has the same without a robot
+def test_a_learner_killed_in_an_update_leaves_the_robot_held_and_the_run_goes_on(place: Path) -> None:
+    words = words_of(
+        place, "max_env_steps=250", "save_episodes=true", "learner=process", "value.epochs=300", root="runs_d"
+    )
+    process = begin(*words, cwd=place)
+    deadline_s, learner = time.monotonic() + 200, None
+    while learner is None and time.monotonic() < deadline_s and process.poll() is None:
+        # Its second update, so that there is a checkpoint to go on from.
+        if list((place / "runs_d").glob("*/learner/batch_000002.safetensors")):
+            learner = child_of(process.pid, "robot_rl.fitting.learner_process")
+        time.sleep(0.005)
+    assert learner is not None
+    os.kill(learner, signal.SIGKILL)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 1, out + err
+    assert "robot held" in err
+    assert "exit code -9" in err
+    run = only(place / "runs_d")
+    assert f"resume={run.relative_to(place)}" in err
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    before = metrics(run)
+    robot_rl("online", f"resume={run}", cwd=place)
+    after = metrics(run)
+    assert after[: len(before)] == before
+    assert [row["online/episodes"] for row in after] == [8 * (number + 1) for number in range(len(after))]
+    assert after[-1]["step"] >= 250
+    assert {row["online/weights_age_iterations"] for row in after[1:]} == {1}
+    with EpisodeStore.open(run / "episodes.zarr") as store:
+        assert len({int(seed) for seed in store.seeds}) == len(store) == after[-1]["online/episodes"]
