@@ -48,9 +48,9 @@ class SavedEpisodes:
         self.path, self._pages = path, episode_pages(path) if path else None
         self._thumbnail = lru_cache(maxsize=1000)(self._read_thumbnail)
 
-    def thumbnail(self, number: int, length: int) -> bytes | None:
-        """JPEG, None where there is no picture; `length` tells an episode from another that had its number before."""
-        return self._thumbnail(number, length) if self._pages else None
+    def thumbnail(self, number: int, episode: str) -> bytes | None:
+        """JPEG, None where there is no picture; its id tells an episode from another that had its number before."""
+        return self._thumbnail(number, episode) if self._pages else None
 
     def frames(self, number: int, first: int, count: int) -> dict[str, Any]:
         """See EpisodePages.frames; pictures as base64 of JPEG."""
@@ -65,7 +65,7 @@ class SavedEpisodes:
         """See EpisodePages.health."""
         return list(plain(self._need().health()))
 
-    def _read_thumbnail(self, number: int, length: int) -> bytes | None:
+    def _read_thumbnail(self, number: int, episode: str) -> bytes | None:
         picture = self._need().thumbnail(number)
         return None if picture is None else jpeg(picture, width=THUMBNAIL_WIDTH, quality=75)
 
@@ -125,9 +125,9 @@ def make_app(hub: Hub, saved: SavedEpisodes, config: dict[str, Any]) -> ASGIApp:
         return FileResponse(FILES / name)
 
     @app.get("/api/thumbnail/{number}")
-    async def thumbnail(request: Request, number: int, length: int = 0) -> Response:
+    async def thumbnail(request: Request, number: int, episode: str = "") -> Response:
         require(request)
-        picture = await read(saved.thumbnail, number, length)
+        picture = await read(saved.thumbnail, number, episode)
         return Response(status_code=204) if picture is None else Response(picture, media_type="image/jpeg")
 
     @app.get("/api/frames/{number}")

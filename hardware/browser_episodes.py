@@ -35,7 +35,7 @@ class _Reader:
 
     def __init__(self, path: str) -> None:
         self._path, self._lock = path, threading.Lock()
-        self._kept: tuple[tuple[int, bytes], Episode] | None = None
+        self._kept: tuple[tuple[Any, ...], Episode] | None = None
         self._health: tuple[str, list[dict[str, Any]]] | None = None
 
     def thumbnail(self, number: int) -> np.ndarray | None:
@@ -69,15 +69,16 @@ class _Reader:
             }
 
     def health(self) -> list[dict[str, Any]]:
-        """Findings, worst first, about the newest MOST_CHECKED episodes; kept until another is saved."""
+        """Findings, worst first, about the newest MOST_CHECKED episodes; kept until one is saved or changed."""
         with self._lock, EpisodeStore.open(self._path) as store:
-            known = store.uuids.tobytes().hex()
+            known = store.content_hash()
             if self._health is None or self._health[0] != known:
                 self._health = (known, _findings(store))
             return self._health[1]
 
     def _episode(self, store: EpisodeStore, number: int) -> Episode:
-        key = (number, store.uuids[number].tobytes())
+        # A label may have been changed since.
+        key = (number, store.uuids[number].tobytes(), *store.checksums(number).values())
         if self._kept is None or self._kept[0] != key:
             self._kept = (key, store.episode(number))
         return self._kept[1]

@@ -149,7 +149,13 @@ class Hub:
             viewer.notice("The session does not answer; this was not heard.")
             return
         stamp_s = viewer.freshness.stamp_s(event.t_ms, now_s)
-        told = {"name": event.name, "text": event.text, "stamp_s": stamp_s, "by": f"page:{viewer.name}"}
+        told = {
+            "name": event.name,
+            "text": event.text,
+            "stamp_s": stamp_s,
+            "by": f"page:{viewer.name}",
+            "episode": event.episode,
+        }
         self._waiting.append({"event": told})
         while self._waiting and self._tell(self._waiting[0]):
             self._waiting.popleft()

@@ -1,8 +1,9 @@
-"""What a page may say: JSON texts of three kinds, read strictly. Anything else ends that connection, with the reason.
+"""What a page may say: JSON texts of four kinds, read strictly. Anything else ends that connection, with the reason.
 
     {"type": "command", "seq": 12, "t": 1034.2, "engaged": true, "motion": [0, .5, 0, 0, 0, 0], "gripper": 0,
      "pose": null, "buttons": []}
     {"type": "event", "name": "success", "text": "", "t": 1040.9}
+    {"type": "edit", "name": "edit_failure", "episode": "5f0c...", "text": "", "t": 1040.9}
     {"type": "lease", "want": "take" | "ask" | "give"}
 
 `t` is the page's own clock in milliseconds (performance.now()).
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from robot_rl.teleop.panel import EVENTS
+from robot_rl.teleop.panel import EDITS, EVENTS
 
 MOST_BYTES = 64 * 1024  # of one message of a page
 MOST_TEXT = 2000
@@ -42,11 +44,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Event:
-    """A name of panel.EVENTS; `t_ms` is of the page's clock."""
+    """A name of panel.EVENTS, or of EDITS with the id of a saved episode; `t_ms` is of the page's clock."""
 
     name: str
     text: str
     t_ms: float
+    episode: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def parse(text: str) -> Command | Event | LeaseWish:
     """One message of a page.
 
     Raises:
-        BadMessage: it is not one of the three kinds, or a field is missing, unknown, of another type or out of range.
+        BadMessage: it is not one of the four kinds, or a field is missing, unknown, of another type or out of range.
     """
     try:
         message = json.loads(text, parse_constant=_no_number)
@@ -73,6 +76,8 @@ def parse(text: str) -> Command | Event | LeaseWish:
         return _command(message)
     if kind == "event":
         return _event(message)
+    if kind == "edit":
+        return _edit(message)
     if kind == "lease":
         _require_fields(message, {"want"})
         return LeaseWish(_one_of("want", message["want"], ("take", "ask", "give")))
@@ -127,6 +132,15 @@ def _event(message: dict[str, Any]) -> Event:
     _require_fields(message, {"name", "text", "t"})
     name = _one_of("name", message["name"], EVENTS)
     return Event(name, _text("text", message["text"], MOST_TEXT), _number("t", message["t"], _ANY_T))
+
+
+def _edit(message: dict[str, Any]) -> Event:
+    _require_fields(message, {"name", "episode", "text", "t"})
+    name, text = _one_of("name", message["name"], EDITS), _text("text", message["text"], MOST_TEXT)
+    episode = message["episode"]
+    if not isinstance(episode, str) or not re.fullmatch("[0-9a-f]{32}", episode):
+        raise BadMessage("episode: an id of 32 hexadecimal digits is expected")
+    return Event(name, text, _number("t", message["t"], _ANY_T), episode)
 
 
 def _require_fields(message: dict[str, Any], fields: set[str]) -> None:

@@ -1,4 +1,5 @@
 // The operator's page: its connection, who drives, and fifty commands a second.
+import {Changes} from "./changes.js";
 import {element, Episodes} from "./episodes.js";
 import {Inputs} from "./input.js";
 import {EVENTS} from "./names.js";
@@ -65,6 +66,13 @@ const episodes = new Episodes(fetchApi, () => $("drive").focus());
 const open = episodes.open.bind(episodes);
 episodes.open = (number) => { inputs.release("an episode is looked at"); return open(number); };
 
+const whyNot = (name) => !isDriving ? "You only look on: take over first (T)." : !shown.view.allowed?.includes(name)
+  ? "Saved episodes are changed while nothing is recorded or saved." : "";
+const sendEdit = (name, episode, text) => {
+  if (!send({type: "edit", name, episode, text, t: performance.now()})) sayBriefly("Not connected: this was not sent.");
+};
+const changes = new Changes(episodes, whyNot, sendEdit);
+
 const wish = (want) => send({type: "lease", want});
 inputs.extraKeys = {
   KeyT: () => isDriving || wish(lease.operator ? "ask" : "take"),
@@ -106,7 +114,7 @@ const hear = async (message) => {
     return;
   }
   const told = JSON.parse(message);
-  if (told.type === "view") shown.take(told.view);
+  if (told.type === "view") { shown.take(told.view); changes.take(told.view, isDriving); }
   else if (told.type === "episodes") episodes.set(told.episodes);
   else if (told.type === "lease") showLease(told);
   else if (told.type === "ended") ended();

@@ -27,7 +27,16 @@ export class Episodes {
     $("player-next").onclick = () => this.neighbour(1);
   }
 
-  set(list) { this.list = list; this.render(); }
+  // An episode that is looked at is shown as it is now; one that is gone, no more.
+  set(list) {
+    const before = this.list.find((one) => one.number === this.number);
+    this.list = list;
+    this.render();
+    if (!before?.id || !$("player").open) return;
+    const now = list.find((one) => one.id === before.id);
+    if (!now) $("player").close();
+    else if (JSON.stringify(now) !== JSON.stringify(before)) this.open(now.number);
+  }
 
   render() {
     const newest = [...this.list].reverse().slice(0, this.shown);
@@ -40,13 +49,14 @@ export class Episodes {
     const card = element("button", "", "episode");
     card.type = "button";
     card.dataset.number = one.number;
-    card.dataset.key = `${one.number}?length=${one.length ?? 0}`;
+    card.dataset.key = `${one.number}?episode=${one.id ?? one.length ?? ""}`;
     const isLabelled = one.success === true || (one.success === false && one.label !== "");
     const image = element("span", "no picture", "thumb"), verdict = !isLabelled ? "– no label" : one.success ? "✓ success" : "✗ failure";
     const seconds = one.seconds == null ? "" : ` · ${one.seconds.toFixed(1)} s`, rate = one.rate_hz == null ? "" : ` · ${one.rate_hz.toFixed(1)} Hz`;
     const label = one.label && !["success", "failure"].includes(one.label) ? ` · ${one.label}` : "";
     card.append(image, element("strong", `Episode ${one.number}`), element("span", verdict + label, !isLabelled ? "soft" : one.success ? "ok" : "bad"));
     card.append(element("small", `${one.length} steps${seconds}${rate}`, "soft"));
+    for (const text of one.notes ?? []) card.append(element("small", `“${text}”`, "soft"));
     for (const text of one.problems ?? []) card.append(element("small", `! ${text}`, "warn"));
     card.onclick = () => this.open(one.number);
     if (this.pictures.has(card.dataset.key)) this.showThumbnail(card); else this.seen.observe(card);
@@ -77,6 +87,7 @@ export class Episodes {
     this.stop();
     const listed = this.list.find((one) => one.number === number);
     this.number = number;
+    if (!$("player").open) $("player-said").textContent = "";
     $("player-title").textContent = `Episode ${number}` + (listed?.success == null ? "" : listed.success ? " · ✓ success" : " · ✗ failure");
     $("player-pictures").replaceChildren();
     $("player-text").textContent = "Loading.";

@@ -106,6 +106,8 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
             "operator": config.session.operator, "robot": robot.card.name,
         }  # fmt: skip
         recorder = Recorder(store, layout_for(robot.spec, robot.card), config.session.recording, facts=facts)
+        # An edit of saved episodes puts another store in its place.
+        undo.callback(lambda: recorder.store.close())
         undo.callback(recorder.close)
         table = undo.enter_context(open(run.path / "events.jsonl", "a", encoding="utf-8"))
 
@@ -117,8 +119,10 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
         pilot = _pilot(config, robot, undo)
         session = Session(robot, device, pilot, recorder, config=_session_config(config), parts=parts)
         counts = session.run()
-        (run.path / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in session.effects.table))
-        summary = counts | {"dataset": config.dataset, "content_hash": store.content_hash()}
+        (run.path / "episodes.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in session.effects.list.of_session)
+        )
+        summary = counts | {"dataset": config.dataset, "content_hash": recorder.store.content_hash()}
         summary |= {"autonomous_successes": session.effects.policy_success} if config.policy else {}
         summary |= {"takeover": session.effects.takeover, "seconds": time.monotonic() - began}
         summary |= {"loop": session.schedule.jitter.to_json()}

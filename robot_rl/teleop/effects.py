@@ -13,7 +13,9 @@ from robot_rl.data.disk_space import DiskWatch, bytes_per_step
 from robot_rl.deploy.safety import Reason
 from robot_rl.errors import DataError, RobotRlError
 from robot_rl.teleop.driving import Driver
+from robot_rl.teleop.episode_list import EpisodeList
 from robot_rl.teleop.episode_machine import Effect, EpisodeMachine, State, Transition
+from robot_rl.teleop.panel import EDITS
 from robot_rl.teleop.recording import Recorder
 from robot_rl.teleop.resetting import Resetter
 from robot_rl.teleop.rows import Row
@@ -24,7 +26,8 @@ log = logging.getLogger(__name__)
 
 _RECORDS = (State.recording, State.paused)
 _DISK_S = 1.0
-_LISTED = 1000
+# What would want the writer's thread while it changes saved episodes.
+_WAITS = ("start", "save", "save_last", *EDITS)
 _LOST = "rows were lost: the disk does not keep up"
 
 
@@ -58,8 +61,7 @@ class Effects:
         self.saved = self.discarded = 0
         self._is_first, self._same_seed, self._begun_rows = True, False, 0
         self.began_s = self._disk_s = 0.0
-        self.left = self._disk.left()
-        self.table: tuple[dict[str, Any], ...] = ()
+        self.left, self.list = self._disk.left(), EpisodeList(recorder)
         self.takeover, self.policy_success, self._driven = 0.0, 0, list[float]()
 
     def begin(self) -> None:
@@ -78,6 +80,11 @@ class Effects:
         }  # fmt: skip
 
     @property
+    def table(self) -> tuple[dict[str, Any], ...]:
+        """See SessionView.episodes."""
+        return self.list.rows
+
+    @property
     def rows(self) -> int:
         """Of the running recording, without its pre-roll."""
         return self._recorder.rows - self._begun_rows
@@ -92,6 +99,8 @@ class Effects:
         state, recorder = self._machine.state, self._recorder
         if state in _RECORDS and event in ("stop", "success", "failure", "time_limit", "discard") and self.rows < 1:
             return "empty", ""
+        if event in _WAITS and recorder.is_editing:
+            return event, "The saved episodes are being changed: wait."
         if event == "release" and recorder.is_saving:
             return event, "An episode is still being saved."
         if event == "save_last" and recorder.past_rows < 2:
@@ -137,21 +146,26 @@ class Effects:
         if outcome.index < 0:
             return "save_failed"
         self.saved += 1
-        self._note_saved(outcome)
+        self._count_saved(outcome)
+        self.list.saved(outcome)
         self.left = self._disk.left()
         self.message = f"Saved as episode {outcome.index}."
         return "saved_last" if len(self._recorder.store) >= self._config.total else "saved"
 
-    def _note_saved(self, outcome: Outcome) -> None:
-        """The list of episodes that people see, and how much of them they drove themselves."""
+    def end_edits(self) -> bool:
+        """Take in changes of saved episodes that have ended; True when there were some."""
+        said = self.list.ended()
+        if said:
+            self.message, self._disk = said, DiskWatch(self._recorder.store)
+            self.left = self._disk.left()
+        elif self._recorder.is_editing:
+            self.message = self.list.progress() or self.message
+        return bool(said)
+
+    def _count_saved(self, outcome: Outcome) -> None:
+        """How much of an episode people drove themselves."""
         assert outcome.episode is not None
         said = outcome.episode.metadata
-        row = {
-            "number": outcome.index, "length": len(outcome.episode), "success": said["label"] == "success",
-            "label": said["label"], "rate_hz": said["loop"].get("rate_hz"), "problems": said["problems"],
-            "takeover": said["takeover"], "thumbnail": outcome.index,
-        }  # fmt: skip
-        self.table = (*self.table, row)[-_LISTED:]
         self._driven += [said["takeover"]]
         self.policy_success += said["label"] == "success" and not said["interventions"]
         self.takeover = sum(self._driven) / len(self._driven)
@@ -173,7 +187,9 @@ class Effects:
 
     def carry_out(self, transition: Transition, *, closing: Callable[[], Row]) -> None:
         """Everything that a transition does, in order."""
-        if transition.after in (State.fault, State.estop) or transition.text:
+        if transition.after in (State.fault, State.estop) or (
+            transition.text and Effect.edit not in transition.effects
+        ):
             self.message = transition.text or f"Stopped: {self._driver.why or transition.event}."
         for effect in transition.effects:
             if (what := self._actions().get(effect)) is not None:
@@ -186,8 +202,11 @@ class Effects:
             Effect.drop: self._drop, Effect.bring_back: self._bring_back, Effect.same_seed: self._keep_seed,
             Effect.save: self._save, Effect.success: self._labelled, Effect.failure: self._labelled,
             Effect.mark: self._mark, Effect.undo_label: self._undo_label, Effect.undo_mark: self._undo_mark,
-            Effect.reset: self._reset, Effect.hurry: lambda *_: self.resetter.hurry(),
+            Effect.reset: self._reset, Effect.hurry: lambda *_: self.resetter.hurry(), Effect.edit: self._edit,
         }  # fmt: skip
+
+    def _edit(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self.message = self.list.ask(transition)
 
     def _stop(self, transition: Transition, closing: Callable[[], Row]) -> None:
         if not self._driver.latched:

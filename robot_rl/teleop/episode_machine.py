@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from robot_rl.teleop.panel import EVENTS
+from robot_rl.teleop.panel import EDITS, EVENTS
 
 
 class State(str, Enum):
@@ -39,7 +39,8 @@ class Effect(str, Enum):
     hold: no motion; stop_robot: brake and latch; release_robot: a person allows motion; begin, pause, resume, end: of the
     recording; take_last: the last seconds become an episode; drop: the episode is put aside, bring_back: and taken back;
     same_seed: the next episode starts as the dropped one; save, saved, not_saved; success, failure: label; mark: a subtask,
-    note or problem; undo_label, undo_mark; reset: begin one, hurry: leave out its countdown; quit.
+    note or problem; undo_label, undo_mark; reset: begin one, hurry: leave out its countdown; edit: change saved
+    episodes; quit.
     """
 
     hold = "hold"
@@ -63,6 +64,7 @@ class Effect(str, Enum):
     undo_mark = "undo_mark"
     reset = "reset"
     hurry = "hurry"
+    edit = "edit"
     quit = "quit"
 
 
@@ -126,6 +128,9 @@ _ROWS: dict[State, dict[str, Entry]] = {
     _S.estop: {"release": (_S.idle, (_E.release_robot,))},
     _S.closed: {},
 }  # fmt: skip
+# Only where no row is on its way to the disk.
+for _state in (_S.idle, _S.ready, _S.review):
+    _ROWS[_state] |= dict.fromkeys(EDITS, (_state, (_E.edit,)))
 _STOPPED = (_S.fault, _S.estop, _S.closed)
 for _state, _row in _ROWS.items():
     if _state is not _S.closed:
@@ -156,6 +161,7 @@ class Transition:
         text: of a note, a subtask or a problem.
         by: who.
         is_known: whether the table has this pair.
+        episode: id of the saved episode that an edit is about.
     """
 
     stamp_s: float
@@ -166,6 +172,7 @@ class Transition:
     text: str = ""
     by: str = ""
     is_known: bool = True
+    episode: str = ""
 
     def to_json(self) -> dict[str, object]:
         """JSON types only."""
@@ -184,22 +191,22 @@ class EpisodeMachine:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """Events that people may ask for now and something would come of, in the order of panel.EVENTS."""
-        return tuple(event for event in EVENTS if (self.state, self._meant(event)) in TABLE)
+        """Events that people may ask for now and something would come of, in the order of panel.EVENTS, then EDITS."""
+        return tuple(event for event in (*EVENTS, *EDITS) if (self.state, self._meant(event)) in TABLE)
 
-    def apply(self, event: str, stamp_s: float, *, text: str = "", by: str = "") -> Transition:
+    def apply(self, event: str, stamp_s: float, *, text: str = "", by: str = "", episode: str = "") -> Transition:
         """Take one event; a pair that the table does not have changes nothing."""
         before, meant = self.state, self._meant(event)
         entry = TABLE.get((before, meant))
         if entry is None:
-            return Transition(stamp_s, event, before, before, (), text, by, is_known=False)
+            return Transition(stamp_s, event, before, before, (), text, by, is_known=False, episode=episode)
         self.state, effects = entry
         if meant != event:
             self._undo.pop()
         self._undo += [_REMEMBERED[effect] for effect in effects if effect in _REMEMBERED]
         if Effect.saved in effects:
             self._undo.clear()
-        return Transition(stamp_s, event, before, self.state, effects, text, by)
+        return Transition(stamp_s, event, before, self.state, effects, text, by, episode=episode)
 
     def _meant(self, event: str) -> str:
         """`undo` means the newest thing that can be undone."""

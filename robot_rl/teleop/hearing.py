@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from robot_rl.contracts import TeleopDevice
 from robot_rl.teleop.commands import EVENT, TeleopCommand
-from robot_rl.teleop.panel import EVENTS, OperatorPanel, PanelEvent, SessionView
+from robot_rl.teleop.panel import EDITS, EVENTS, OperatorPanel, PanelEvent, SessionView
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +88,12 @@ class Hearing:
 
 
 def _is_known(event: PanelEvent) -> bool:
-    if event.name not in EVENTS:
+    is_known = event.name in EVENTS or event.name in EDITS
+    if not is_known:
         log.warning("%s asks for %r, which there is not", event.by or "a panel", event.name)
-    return event.name in EVENTS
+    return is_known
 
 
 def _stamped(event: PanelEvent, now_s: float) -> PanelEvent:
     is_good = math.isfinite(event.stamp_s) and 0 < event.stamp_s <= now_s
-    return event if is_good else PanelEvent(event.name, event.text, now_s, event.by)
+    return event if is_good else replace(event, stamp_s=now_s)

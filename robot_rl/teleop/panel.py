@@ -12,6 +12,8 @@ EVENTS = (
     "start", "stop", "success", "failure", "discard", "save", "rerecord", "pause", "resume", "subtask", "note", "undo",
     "reset", "estop", "release", "quit", "save_last",
 )  # fmt: skip
+# Changes of episodes that are saved already; `edit_restore` brings a deleted one back. They leave the state as it is.
+EDITS = ("edit_success", "edit_failure", "edit_note", "edit_delete", "edit_restore")
 
 
 @dataclass(frozen=True)
@@ -19,16 +21,18 @@ class PanelEvent:
     """What a person asked for.
 
     Attributes:
-        name: of EVENTS.
+        name: of EVENTS or EDITS.
         text: of a note or a subtask.
         stamp_s: when it was asked, CLOCK_MONOTONIC seconds; labels are aligned to it, not to when they are read.
         by: who ("page:<operator>", "keyboard", ...), for the log.
+        episode: "id" of the saved episode that an edit is about; its number changes when others are deleted.
     """
 
     name: str
     text: str = ""
     stamp_s: float = 0.0
     by: str = ""
+    episode: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class SessionView:
         episode: of the running one: "number", "seed", "steps", "seconds", "source", "clutch" (Engagement.state),
             "interventions", "subtask", "label", "problems" (texts); all keys here and below may be left out.
         totals: "saved" and "wanted" episodes, "successes", "failures", "discarded", "disk_bytes_left", "seconds" that it has
-            room for, "takeover" and "policy_success" (shares).
+            room for, "takeover" and "policy_success" (shares), "deleted" (ids of episodes that can be brought back, the
+            newest last).
         loop: "wanted_hz", "achieved_hz", "late_p99_ms", "skipped", "queued" rows of the writer, and "lost" ones.
         ages_ms: stream -> age of its newest reading.
         proprio: element name -> value; `action`: likewise, as sent after safety.
@@ -53,7 +58,8 @@ class SessionView:
             begin with "link:" are points of the arm, drawn as one line in their order; six numbers are a box (low, high).
         limits: reasons of the safety layer now ("velocity", "workspace", ...), shown to the operator.
         device: DeviceStatus as a dict.
-        episodes: of the dataset, newest last: "number", "length", "seconds", "success", "label", "rate_hz", "problems".
+        episodes: of the dataset, newest last: "number", "id", "length", "seconds", "success", "label", "rate_hz",
+            "problems", "notes".
             The same tuple as before when nothing was added: it is sent to viewers when it changes.
         pictures: camera or "render" -> uint8 (H, W, 3) RGB.
     """

@@ -21,6 +21,7 @@ from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import DataError
 from robot_rl.teleop.building import told
 from robot_rl.teleop.rows import Row, RowLayout
+from robot_rl.teleop.saved_episodes import Edit, Edited
 from robot_rl.teleop.segments import SUFFIX, read_segment
 from robot_rl.teleop.writing import DROPPED, Outcome, RecordingConfig, WritingThread
 
@@ -31,7 +32,8 @@ class Recorder:
     """One recording at a time; see the text of this module. Called by the loop's thread alone.
 
     Args:
-        store: open for append; only this recorder appends to it.
+        store: open for append; only this recorder appends to it. An edit puts another in its place: `self.store` is the one
+            that counts, and is the caller's to close.
         layout: of the rows.
         config: see RecordingConfig.
         facts: JSON types that go into the metadata of every episode.
@@ -41,7 +43,7 @@ class Recorder:
         self, store: EpisodeStore, layout: RowLayout, config: RecordingConfig | None = None, *,
         facts: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self.store, self.layout, self.config = store, layout, config or RecordingConfig()
+        self.layout, self.config = layout, config or RecordingConfig()
         self.folder = store.path.with_name(f".{store.path.name}.recording")
         self._facts = dict(facts or {})
         self._thread = WritingThread(store, layout, self.config)
@@ -49,7 +51,12 @@ class Recorder:
         self._dropped: list[Path] = []
         self.pending: Path | None = None
         self.rows, self.lost, self.recovered_label = 0, 0, ""
-        self._is_saving = False
+        self._is_saving, self._editing = False, 0
+
+    @property
+    def store(self) -> EpisodeStore:
+        """Open for append."""
+        return self._thread.store
 
     @property
     def queued(self) -> int:
@@ -175,6 +182,27 @@ class Recorder:
     def is_saving(self) -> bool:
         """Whether a save has not ended."""
         return self._is_saving
+
+    def edit(self, edit: Edit) -> None:
+        """Change an episode that is saved; `poll_edits` says what came of it. Not while rows are recorded: they would wait."""
+        self._editing += 1
+        self._thread.put("edit", edit)
+
+    def poll_edits(self) -> list[Edited]:
+        """Edits that have ended since the last call."""
+        out = self._thread.edits()
+        self._editing -= len(out)
+        return out
+
+    @property
+    def is_editing(self) -> bool:
+        """Whether an edit has not ended."""
+        return self._editing > 0
+
+    @property
+    def edit_progress(self) -> tuple[int, int]:
+        """Episodes of the edit that is under way that are written, and all of them."""
+        return self._thread.progress
 
     def close(self) -> None:
         """Write what waits and end; what is pending stays on the disk for the next session. Also twice."""

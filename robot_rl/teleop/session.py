@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +21,13 @@ from robot_rl.deploy.loop_parts import interrupts
 from robot_rl.deploy.realtime import RealtimeConfig, as_text, realtime
 from robot_rl.deploy.schedule import Clock, MonotonicClock, Schedule, Slot
 from robot_rl.teleop.camera_watch import CameraWatch
+from robot_rl.teleop.commands import TeleopCommand
 from robot_rl.teleop.driving import Driver
 from robot_rl.teleop.effects import Effects
 from robot_rl.teleop.episode_machine import EpisodeMachine, State, Transition
 from robot_rl.teleop.hearing import Hearing
-from robot_rl.teleop.panel import OperatorPanel
+from robot_rl.teleop.loop_watch import LoopWatch
+from robot_rl.teleop.panel import OperatorPanel, PanelEvent
 from robot_rl.teleop.pilots import Choice, Pilot, Turn
 from robot_rl.teleop.recording import Recorder
 from robot_rl.teleop.resetting import ResetConfig, Resetter
@@ -121,7 +122,7 @@ class Session:
         self.effects = Effects(self.machine, self.driver, recorder, resetter, self.config)
         self.is_interrupted, self._clutch, self._shown_s = False, "fault", -np.inf
         self._choice: Choice | None = None
-        self._times: deque[float] = deque(maxlen=100)
+        self.loop, self._stalled = LoopWatch(self.hz), ""
 
     def run(self) -> dict[str, Any]:
         """Until the dataset is full or somebody quits; the robot holds by its own means then.
@@ -150,13 +151,8 @@ class Session:
         self.recorder.close()
         for outcome in self.recorder.poll():
             self.effects.ended(outcome)
+        self.effects.end_edits()
         return self.effects.counts()
-
-    @property
-    def rate(self) -> float:
-        """Turns a second, of the last ones."""
-        times = self._times
-        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
 
     @property
     def _is_over(self) -> bool:
@@ -167,22 +163,22 @@ class Session:
 
     def _turn(self, slot: Slot) -> None:
         period_s = (1 + slot.skipped) / self.hz
-        command = self.hearing.command()
+        command, asked_s = self.hearing.command(), self.parts.clock.now()
         reading = self.driver.read()
         now_s = self.driver.read_s
-        self._times.append(now_s)
+        self._stalled = self.loop.turn(now_s, asked_s=asked_s)
         self.pilot.judge(command, now_s)
-        self._hear(reading, now_s)
+        self._hear(reading, command, now_s)
         is_step = slot.index % self._every == 0 or slot.skipped >= self._every
-        if self.machine.state in _MOVING:
+        if self.machine.state in _MOVING and not self.recorder.is_editing:
             turn = Turn(slot, reading, command, now_s, 1.0 / self._spec.control_hz, self.driver.sent)
             self._move(turn, period_s, is_step=is_step)
         elif self.machine.state is State.resetting:
             done, problem = self.effects.resetter.step(reading, period_s)
             if problem:
-                self._apply("reset_failed", now_s, reading, text=problem)
+                self._apply(PanelEvent("reset_failed", problem, now_s), reading)
             elif done:
-                self._apply("reset_done", now_s, reading)
+                self._apply(PanelEvent("reset_done", stamp_s=now_s), reading)
         else:
             self.driver.hold(reading, period_s)
         if now_s - self._shown_s >= 1.0 / self.config.view_hz:
@@ -219,22 +215,26 @@ class Session:
             skipped=turn.slot.skipped,
         )  # fmt: skip
 
-    def _hear(self, reading: Reading, now_s: float) -> None:
+    def _hear(self, reading: Reading, command: TeleopCommand, now_s: float) -> None:
         """What has happened, then what people ask for."""
-        for event, text in self._found_out(reading, now_s):
-            self._apply(event, now_s, reading, text=text)
+        for event, text in self._found_out(reading, command, now_s):
+            self._apply(PanelEvent(event, text, now_s), reading)
         for asked in self.hearing.events(now_s):
-            self._apply(asked.name, asked.stamp_s, reading, text=asked.text, by=asked.by)
+            self._apply(asked, reading)
+        if self.effects.end_edits() and self.machine.state in _MOVING:
+            self._from_here(reading)
         while event := self.effects.next_event():
             before = self.machine.state
-            self._apply(event, now_s, reading, by="session")
+            self._apply(PanelEvent(event, stamp_s=now_s, by="session"), reading)
             if self.machine.state is before:  # refused; the next turn asks again
                 break
 
-    def _found_out(self, reading: Reading, now_s: float) -> list[tuple[str, str]]:
+    def _found_out(self, reading: Reading, command: TeleopCommand, now_s: float) -> list[tuple[str, str]]:
         found, state = list[tuple[str, str]](), self.machine.state
         if self.is_interrupted:
             return [("quit", "interrupted")]
+        if self._stalled and state is State.recording:  # before what ends the episode
+            found.append(("camera_problem", self._stalled))
         for outcome in self.recorder.poll():
             found.append((self.effects.ended(outcome), outcome.problem))
         if self.driver.latched and state not in (State.fault, State.estop):
@@ -243,7 +243,7 @@ class Session:
             found.append(("robot_stop", self.pilot.problem))
         before, self._clutch = self._clutch, self.pilot.engagement
         if self._clutch == "fault" and before != "fault" and state in _MOVING:
-            found.append(("device_fault", "no command from the device"))
+            found.append(("device_fault", self.loop.explains(command.stamp_s) or "no command from the device"))
         problems = self.cameras.see(reading.stamps, now_s)
         if state is State.recording:
             found += [("camera_problem", text) for text in problems.values()]
@@ -256,12 +256,13 @@ class Session:
         scene = self.parts.scene
         return scene is not None and bool(scene.episode().success)
 
-    def _apply(self, event: str, stamp_s: float, reading: Reading, *, text: str = "", by: str = "") -> None:
-        event, refusal = self.effects.meant(event, is_solved=self._is_solved)
+    def _apply(self, asked: PanelEvent, reading: Reading) -> None:
+        event, refusal = self.effects.meant(asked.name, is_solved=self._is_solved)
         if refusal:
             self.effects.message = refusal
             return
-        transition = self.machine.apply(event, stamp_s, text=text, by=by)
+        text = asked.text
+        transition = self.machine.apply(event, asked.stamp_s, text=text, by=asked.by, episode=asked.episode)
         if not transition.is_known:
             log.info("%r means nothing in %s", event, transition.before.value)
             return
@@ -270,8 +271,7 @@ class Session:
         if transition.after is State.resetting and transition.before is not State.resetting:
             gc.collect()  # it is off in the loop, and nothing moves now
         if transition.after in _MOVING and transition.before not in _MOVING:
-            self.pilot.begin(reading, sent=self.driver.sent, seed=self.effects.seed)
-            self._choice = None
+            self._from_here(reading)
         if transition.after is State.recording and transition.before is not State.recording:
             self.pilot.start(seed=self.effects.seed, is_new=transition.before is State.ready)
             self._choice = None
@@ -280,6 +280,10 @@ class Session:
         self._is_new_schedule = self._is_new_schedule or transition.after is State.resetting
         if self.parts.observer is not None:
             self.parts.observer(transition)
+
+    def _from_here(self, reading: Reading) -> None:
+        self.pilot.begin(reading, sent=self.driver.sent, seed=self.effects.seed)
+        self._choice = None
 
     def _closing(self, reading: Reading) -> Row:
         """What the last action led to, as a row."""

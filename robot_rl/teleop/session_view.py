@@ -81,12 +81,12 @@ def _totals(session: Any) -> dict[str, Any]:
         "saved": counts["stored"], "wanted": session.config.total, "successes": counts["successes"],
         "failures": counts["stored"] - counts["successes"], "discarded": counts["discarded"],
         "disk_bytes_left": effects.left.free_bytes, "seconds": effects.left.seconds,
-        "takeover": effects.takeover, "policy_success": effects.policy_success,
+        "takeover": effects.takeover, "policy_success": effects.policy_success, "deleted": effects.list.deleted,
     }  # fmt: skip
 
 
 def _loop(session: Any) -> dict[str, Any]:
-    jitter, slots = session.schedule.jitter, session.rate
+    jitter, slots = session.schedule.jitter, session.loop.rate
     return {
         "wanted_hz": session.hz, "achieved_hz": slots, "late_p99_ms": 1e3 * jitter.late.percentile_s(99.0),
         "skipped": jitter.skipped, "queued": session.recorder.queued, "lost": session.recorder.lost,

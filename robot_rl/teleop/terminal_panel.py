@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TextIO
 
-from robot_rl.teleop.panel import PanelEvent, SessionView
+from robot_rl.teleop.panel import EDITS, PanelEvent, SessionView
 
 
 class TerminalPanel:
@@ -59,7 +59,7 @@ def line_of(view: SessionView) -> str:
     parts += [f"! {problem}" for problem in (*episode["problems"], *view.device.get("problems", ()))]
     parts += [f"limit: {', '.join(view.limits)}"] if view.limits else []
     keys = {what: key for key, what in view.device.get("help", {}).items()}
-    shown = [f"{keys[event]}={event}" if event in keys else event for event in view.allowed]
+    shown = [f"{keys[event]}={event}" if event in keys else event for event in view.allowed if event not in EDITS]
     return " ".join(parts) + " | " + " ".join(shown)
 
 

@@ -7,7 +7,7 @@ import queue
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from robot_rl.deploy.realtime import take_priority
 from robot_rl.errors import RobotRlError
 from robot_rl.teleop.building import build_episode
 from robot_rl.teleop.rows import RowLayout
+from robot_rl.teleop.saved_episodes import Edit, Edited, carry_out_edit
 from robot_rl.teleop.segments import SegmentWriter, read_segment
 from robot_rl.types import Episode
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 DROPPED = ".dropped"
 _LONGEST_S = 60.0
 
@@ -60,21 +62,22 @@ class Outcome:
 
 
 class WritingThread:
-    """Carries out, one after the other: new, open, row, event, rename, remove, save, priority.
+    """Carries out, one after the other: new, open, row, event, rename, remove, save, edit, priority.
 
     Args:
-        store: open for append; only this thread appends to it.
+        store: open for append; only this thread appends to it, or puts another in its place.
         layout: of the rows.
         config: see RecordingConfig.
     """
 
     def __init__(self, store: EpisodeStore, layout: RowLayout, config: RecordingConfig) -> None:
-        self._store, self._layout, self._sync_s = store, layout, config.sync_s
+        self.store, self._layout, self._sync_s = store, layout, config.sync_s
         # Only rows are bounded: labels and an end must always find a place.
         self._queue: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
         self._most = config.max_queued
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self.failure = ""
+        self._edits: queue.SimpleQueue[Edited] = queue.SimpleQueue()
+        self.failure, self.progress = "", (0, 0)
         self._thread = threading.Thread(target=self._write_all, name="recording", daemon=True)
         self._thread.start()
 
@@ -96,18 +99,25 @@ class WritingThread:
 
     def outcomes(self) -> list[Outcome]:
         """Saves that have ended since the last call."""
-        found = list[Outcome]()
-        while not self._outcomes.empty():
-            found.append(self._outcomes.get())
-        return found
+        return _taken(self._outcomes)
+
+    def edits(self) -> list[Edited]:
+        """Edits that have ended since the last call."""
+        return _taken(self._edits)
 
     def close(self) -> None:
         """Write what waits and end. Also twice. A disk that takes nothing is waited for no longer than a minute."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join(_LONGEST_S)
+            while self._thread.is_alive() and self.progress[1]:  # an edit of a large dataset, which goes on
+                before = self.progress
+                log.info("the dataset is being rewritten: %d of %d episodes", *before)
+                self._thread.join(_LONGEST_S)
+                if self.progress == before:
+                    break
             if self._thread.is_alive():
-                log.error("the disk of %s takes nothing: %d rows are not written", self._store.path, self.queued)
+                log.error("the disk of %s takes nothing: %d rows are not written", self.store.path, self.queued)
 
     def _write_all(self) -> None:
         writer: SegmentWriter | None = None
@@ -120,6 +130,8 @@ class WritingThread:
                 log.error("recording: %s", error, exc_info=not isinstance(error, OSError | RobotRlError))
                 if what == "save":
                     self._outcomes.put(Outcome(-1, None, str(error)))
+                elif what == "edit":
+                    self._edits.put(Edited(about, problem=f"{type(error).__name__}: {error}"))
         if writer is not None:
             writer.sync()
             writer.close()
@@ -131,6 +143,9 @@ class WritingThread:
             return writer
         if what == "priority":
             log.info("the writing thread's %s", take_priority(about))
+            return writer
+        if what == "edit":
+            self._edit(about)
             return writer
         if what == "event":
             if writer is not None:
@@ -171,11 +186,32 @@ class WritingThread:
 
     def _append(self, path: Path) -> Outcome:
         segment = read_segment(path)
-        episode = build_episode(segment, control_hz=self._store.spec.control_hz)
-        self._store.append_many([])  # finishes an append that was cut off, maybe of this very episode
+        episode = build_episode(segment, control_hz=self.store.spec.control_hz)
+        self.store.append_many([])  # finishes an append that was cut off, maybe of this very episode
         ours = np.frombuffer(bytes.fromhex(path.stem), np.uint8)
-        there = np.flatnonzero((self._store.uuids == ours).all(axis=1))
+        there = np.flatnonzero((self.store.uuids == ours).all(axis=1))
         if there.size:
             return Outcome(int(there[0]), episode)
-        (index,) = self._store.append_many([episode], uuids=ours[None])
+        (index,) = self.store.append_many([episode], uuids=ours[None])
         return Outcome(index, episode)
+
+    def _edit(self, edit: Edit) -> None:
+        def count(done: int, total: int) -> None:
+            self.progress = (done, total)
+
+        try:
+            self.progress = (0, 1)
+            self.store, done = carry_out_edit(self.store, edit, on_episode=count)
+        except (OSError, RobotRlError) as error:
+            log.error("%s of an episode: %s", edit.name, error)
+            done = Edited(edit, problem=str(error))
+        finally:
+            self.progress = (0, 0)
+        self._edits.put(done)
+
+
+def _taken(found: queue.SimpleQueue[_T]) -> list[_T]:
+    out = list[_T]()
+    while not found.empty():
+        out.append(found.get())
+    return out

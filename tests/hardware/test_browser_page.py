@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from robot_rl.data.store import EpisodeStore
 from robot_rl.hardware.browser import BrowserConfig, BrowserPage
 from robot_rl.specs import ArraySpec
-from robot_rl.teleop.panel import EVENTS
+from robot_rl.teleop.panel import EDITS, EVENTS
 from robot_rl.types import Episode, Source
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -472,6 +472,65 @@ def test_saved_episodes_are_listed_played_and_checked(
     until(lambda: "warnings" in page.inner_text("#health-text"), "the checks")
     assert page.locator("#health summary").count() > 0
     session.page.show_dataset("")
+
+
+def edits(session: StandIn) -> list[tuple[str, str, str]]:
+    return [(event.name, event.episode, event.text) for event in session.events]
+
+
+def test_saved_episodes_are_changed_after_a_question_and_by_the_driver_alone(
+    show: Callable[..., Page], session: StandIn
+) -> None:
+    ids = [f"{number:032x}" for number in (10, 11, 12)]
+    session.episodes = tuple(
+        {"number": i, "id": ids[i], "length": 60, "seconds": 3.0, "success": i != 1, "label": "failure" if i == 1 else "success"}
+        for i in range(3)
+    )  # fmt: skip
+    session.extra["allowed"] = ("start", *EDITS)
+    page = show()
+    page.wait_for_selector(".episode[data-number='1']")
+    page.focus(".episode[data-number='1']")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#player[open]")
+    page.keyboard.press("3")
+    page.wait_for_selector("#change[open]")
+    assert "episode 1 as a success" in page.inner_text("#change-text")
+    page.keyboard.press("Escape")  # no
+    page.wait_for_selector("#change:not([open])", state="attached")
+    page.keyboard.press("3")
+    page.click("#change-yes")
+    until(lambda: edits(session) == [("edit_success", ids[1], "")], "the label")
+    page.keyboard.press("n")
+    page.fill("#change-note", "<b>wet</b>")
+    page.press("#change-note", "Enter")
+    until(lambda: edits(session)[1:] == [("edit_note", ids[1], "<b>wet</b>")], "the note")
+    page.keyboard.press("Delete")
+    page.wait_for_selector("#change[open]")
+    assert page.evaluate("document.activeElement.id") == "change-no", "Enter alone deletes nothing"
+    if folder := os.environ.get("PAGE_PICTURES"):
+        page.screenshot(path=f"{folder}/change.png")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    until(lambda: edits(session)[2:] == [("edit_delete", ids[1], "")], "gone")
+    session.episodes = tuple({**row, "number": i} for i, row in enumerate((session.episodes[0], session.episodes[2])))
+    session.extra["totals"] = {"saved": 2, "deleted": [ids[1]]}
+    page.wait_for_selector("#player:not([open])", state="attached")
+    assert page.locator(".episode").count() == 2
+    other = show()
+    other.wait_for_selector("body[data-driving=false]")
+    other.click(".episode[data-number='1']")
+    other.wait_for_selector("#player[open]")
+    other.click("[data-edit=edit_delete]")
+    until(lambda: "only look on" in other.inner_text("#player-said"), "said")
+    assert not other.is_visible("#restore")
+    page.click("#restore")
+    until(lambda: edits(session)[3:] == [("edit_restore", ids[1], "")], "back")
+    session.extra["allowed"] = ("stop",)  # while it records
+    until(lambda: not page.is_visible("#restore"), "no change now")
+    page.click(".episode[data-number='0']")
+    page.click("[data-edit=edit_failure]")
+    until(lambda: "while nothing is recorded" in page.inner_text("#player-said"), "said")
+    assert len(session.events) == 4
 
 
 def test_it_fits_a_phone_and_says_what_is_wrong_in_words(show: Callable[..., Page], session: StandIn) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from robot_rl.hardware.browser import BrowserPage
 from robot_rl.teleop.commands import TeleopCommand
-from robot_rl.teleop.panel import EVENTS, PanelEvent, SessionView
+from robot_rl.teleop.panel import EDITS, EVENTS, PanelEvent, SessionView
 
 ALLOWED = {
     "idle": ("start", "quit", "reset", "note"), "ready": ("start", "save_last", "quit", "reset", "note"),
@@ -77,7 +77,7 @@ class StandIn:
             self.page.publish(self._view(step, command))
 
     def _hear(self, event: PanelEvent) -> None:
-        assert event.name in EVENTS
+        assert event.name in (*EVENTS, *EDITS)
         if event.name not in (*ALLOWED.get(self.state, ()), "estop"):
             return
         self._label = event.name if event.name in ("success", "failure") else self._label

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from robot_rl.teleop.episode_machine import INTERNAL, TABLE, Effect, EpisodeMachine, State
-from robot_rl.teleop.panel import EVENTS
+from robot_rl.teleop.panel import EDITS, EVENTS
 
 STREAMS, LENGTH = 100, 120
 
@@ -195,7 +195,7 @@ def test_undo_ends_with_the_next_save_and_never_writes_over_an_episode() -> None
 
 def test_allowed_is_what_does_something() -> None:
     machine = EpisodeMachine()
-    assert machine.allowed == ("start", "reset", "estop", "quit")
+    assert machine.allowed == ("start", "reset", "estop", "quit", *EDITS)
     walk(machine, "start reset_done start")
     assert "undo" not in machine.allowed
     walk(machine, "note")

@@ -205,6 +205,42 @@ def test_a_full_disk_leaves_what_was_written_and_the_label(tmp_path: Path, monke
     assert (len(episode), episode.metadata["label"]) == (9, "success")
 
 
+def test_a_disk_that_is_full_while_saving_keeps_the_recording_and_what_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robot_rl.data import journal
+
+    recorder = open_recorder(tmp_path / "d.zarr")
+    for first in (0, 100):
+        record(recorder, first, 10)
+        recorder.told("end", 101.0, name="success")
+        recorder.told("success", 101.0)
+        if first:
+            break
+        recorder.save()
+        assert wait_for(recorder).index == 0
+
+    def no_room(files, folder, *, on_error):  # type: ignore[no-untyped-def]
+        path, content = next(iter(files.items()))
+        raise on_error(path, len(content), OSError(28, "No space left on device"))
+
+    with monkeypatch.context() as full:
+        full.setattr(journal, "write_files", no_room)
+        recorder.save()
+        outcome = wait_for(recorder)
+    assert outcome.index == -1
+    assert "No space left" in outcome.problem
+    assert "1 episodes before it are intact" in outcome.problem
+    assert len(recorder.store) == 1
+    recorder.told("failure", 102.0)  # people go on where they were
+    recorder.save()
+    assert wait_for(recorder).index == 1
+    recorder.close()
+    recorder.store.verify()
+    assert recorder.store.success.tolist() == [True, False]
+    assert not recorder.folder.exists()
+
+
 def test_half_a_record_is_cut_off(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path / "d.zarr")
     record(recorder, 0, 10)

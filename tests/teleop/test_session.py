@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,61 @@ def test_a_device_that_raises_is_as_one_that_falls_silent(tmp_path: Path) -> Non
     again, _, panel = small_session(tmp_path / "d.zarr", ask_in(review="save"), total=1)
     assert again.run()["saved"] == 1, "what was not saved waits for the next session"
     assert "earlier session" in next(view for view in panel.views if view.state == "review").message
+
+
+@pytest.mark.parametrize("where", ["reading the robot", "between two turns"])
+def test_a_loop_that_stands_still_is_not_taken_for_a_silent_device(tmp_path: Path, where: str) -> None:
+    """0.7 s in a driver, or in whatever else the loop's thread does: the device spoke all the while."""
+    clock, stalls = ManualClock(), [0.7]
+    session, robot, panel = small_session(tmp_path / "d.zarr", lambda view: [], clock=clock, total=1)
+    read, began_s = robot.read, clock.now()
+
+    def stall() -> None:
+        if stalls and clock.now() > began_s + 1.0:
+            clock.advance(stalls.pop())
+
+    def slow_read():  # type: ignore[no-untyped-def]
+        stall()
+        return read()
+
+    def rule(view: SessionView) -> list[str | PanelEvent]:
+        if where == "between two turns":
+            stall()
+        if view.state == "fault":
+            return ["release"]
+        return episodes_of(100)(view)
+
+    panel.rule = rule
+    if where == "reading the robot":
+        robot.read = slow_read  # type: ignore[method-assign]
+    assert session.run()["stored"] == 1
+    assert not any("no command from the device" in view.message for view in panel.views)
+    (problem,) = session.recorder.store.episode(0).metadata["problems"]
+    if where == "reading the robot":  # the command was asked for before, and is as old as the reading took
+        assert "stood still for 0.70 s, 0.70 s of it to read the robot" in problem
+        fault = next(view for view in panel.views if view.state == "fault")
+        assert "own loop stood still" in fault.message
+    else:
+        assert "own loop stood still for 0.68 s: the machine is too busy" in problem
+
+
+def test_a_wall_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, moments = time.time, list[float]()
+
+    def rule(view: SessionView) -> list[str | PanelEvent]:
+        if view.state == "recording" and view.episode["steps"] == 20 and not moments:
+            moments.append(session.parts.clock.now())
+            monkeypatch.setattr(time, "time", lambda: real() - 10.0)
+        return episodes_of(40)(view)
+
+    session, robot, panel = small_session(tmp_path / "d.zarr", rule, total=2)
+    assert session.run()["saved"] == 2
+    assert "fault" not in {view.state for view in panel.views}
+    moved = [t for (_, a), (t, b) in itertools.pairwise(robot.commands) if (a.position != b.position).any()]
+    assert [t for t in moved if moments[0] < t < moments[0] + 0.1], "it goes on"
+    one, other = (session.recorder.store.episode(number) for number in (0, 1))
+    np.testing.assert_allclose(np.diff(one.time), 0.02, atol=1e-9)
+    assert other.metadata["begin_monotonic_s"] > one.metadata["begin_monotonic_s"]
 
 
 def test_a_panel_that_raises_is_left_out(tmp_path: Path) -> None:
