@@ -1,6 +1,8 @@
 """Baseline: train a library's algorithm (SB3 PPO or SAC, robomimic BC-RNN or IQL) and keep it as a policy of ours.
 
-Inputs: an environment for the learners that play, an EpisodeStore for those that learn from data. Output: checkpoints
+Or one of ours that others are compared with: gaussian_ppo, and what `refine_teacher` must beat, bc_teacher and dagger.
+Inputs: an environment for the learners that play, a teacher as well for those that imitate it (`teacher=<choice>`; no reward
+is used), an EpisodeStore for those that learn from data. Output: checkpoints
 that `robot-rl evaluate policy=<run>` plays with the same seeds as any other policy, without the library: weights as
 safetensors, the network as JSON. Needs `pip install 'robot-rl[baselines]'` (SB3) or `'robot-rl[robomimic]'`; no other
 command does.
@@ -35,15 +37,18 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.sample_efficiency import steps_to_target
 from robot_rl.contracts import VectorEnv
 from robot_rl.data.store import EpisodeStore
+from robot_rl.data.teacher_card import require_card
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import ConfigError
+from robot_rl.fitting.teacher_calls import AskedTeacher, CallConfig
 from robot_rl.rollout import PolicyActor, rollout, summarize
 from robot_rl.runs.checkpoint import save_checkpoint
 from robot_rl.runs.config import build, config_to_json
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.training import pick_device
-from robot_rl.stages.evaluate import check_spec
+from robot_rl.specs import EnvSpec
+from robot_rl.stages.evaluate import EvaluateConfig, check_spec, load_any_policy
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +63,8 @@ class BaselineConfig:
     Attributes:
         algo: component: which algorithm, with its own settings.
         env: component: what is played, in training (by learners that play) and in evaluation (by all).
+        teacher: component: whom a learner from a teacher imitates, as in `refine_teacher`.
+        calls: cache, time-outs and retries of the teacher; it is asked about all envs at every step.
         dataset: the EpisodeStore of a learner from data.
         num_steps: env steps of all envs together, or gradient steps of a learner from data.
         evaluate_every_steps: between two evaluations, counted the same way; each leaves a checkpoint.
@@ -73,6 +80,8 @@ class BaselineConfig:
 
     algo: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)
+    calls: CallConfig = field(default_factory=CallConfig)
     dataset: str = "datasets/demonstrations.zarr"
     num_steps: int = 200_000
     evaluate_every_steps: int = 10_000
@@ -97,7 +106,8 @@ class Learner(Protocol):
     """What `algo` builds. `learn(source, num_steps=, seed=, evaluate_every=, on_evaluation=)` does the work.
 
     learns_from "env": the source is a VectorEnv, and `first_env_seed` is given too. learns_from "data": it is an
-    EpisodeStore. `on_evaluation(steps, policy, metrics)` wants a torch policy with `with_mode`, `config` and `normalizer`.
+    EpisodeStore. "teacher": a VectorEnv and `first_env_seed`, and `teacher`: an observation -> physical actions (N, A).
+    `on_evaluation(steps, policy, metrics)` wants a torch policy with `with_mode`, `config` and `normalizer`.
     """
 
     learns_from: str
@@ -114,6 +124,7 @@ def run(config: BaselineConfig, run: RunDirectory) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     learner = build(config.algo, device=str(pick_device(config.device)))
     trial = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=learner.history)
+    teacher = _teacher_of(learner, config, trial.spec)
     began, evaluating = time.monotonic(), 0.0
     curve: list[tuple[int, dict[str, Any]]] = []
     with MetricsWriter(run.path / "metrics.jsonl") as metrics:
@@ -135,14 +146,39 @@ def run(config: BaselineConfig, run: RunDirectory) -> dict[str, Any]:
             )  # fmt: skip
             evaluating += time.monotonic() - since
 
-        _learn(learner, trial, config, on_evaluation)
+        _learn(learner, trial, config, on_evaluation, teacher)
     summary = _summary(learner, config, curve)
     seconds = time.monotonic() - began
     summary |= {"protocol": trial.protocol(), "seconds": seconds, "evaluation_seconds": evaluating}
     summary["rate_hz"] = curve[-1][0] / max(seconds - evaluating, 1e-9)
     trial.close()
+    if teacher is not None:
+        summary["teachers"] = [teacher.counts()]
+        teacher.close()
     run.write_json("summary.json", summary)
     return summary
+
+
+def spec_of(node: Mapping[str, Any]) -> EnvSpec:
+    """The spec of an environment component."""
+    env: VectorEnv = build(node, num_envs=1, history=1)
+    try:
+        return env.spec
+    finally:
+        env.close()
+
+
+def open_teacher(node: Mapping[str, Any], spec: EnvSpec, calls: CallConfig) -> AskedTeacher:
+    """Build a teacher component, ready to be asked; its card is not compared with the environment here.
+
+    Raises:
+        ConfigError, PolicyError, RunError: see the component.
+    """
+
+    def load(path: str, mode: str | None) -> Any:
+        return load_any_policy(EvaluateConfig(policy=path, mode=None if mode is None else SamplingMode(mode)))
+
+    return AskedTeacher(build(node, spec=spec, build=build, load=load), calls)
 
 
 def _check(config: BaselineConfig) -> None:
@@ -164,9 +200,33 @@ def _check(config: BaselineConfig) -> None:
         )
 
 
-def _learn(learner: Any, trial: VectorEnv, config: BaselineConfig, on_evaluation: OnEvaluation) -> None:
+def _teacher_of(learner: Learner, config: BaselineConfig, spec: EnvSpec) -> AskedTeacher | None:
+    """The teacher of a learner that imitates one, its card checked; None for the others."""
+    imitates = learner.learns_from == "teacher"
+    if imitates != bool(config.teacher):
+        raise ConfigError(
+            "baseline.teacher", expected="a teacher for algo=dagger and algo=bc_teacher, and for no other",
+            got=f"{'one' if config.teacher else 'none'} for {config.algo['_target_']}",
+            hint="teacher=<choice>." if imitates else "Leave it out; `refine_teacher` is PPO with a teacher.",
+        )  # fmt: skip
+    if not imitates:
+        return None
+    config.calls.validate()
+    if config.calls.every != 1 or config.calls.envs is not None:
+        raise ConfigError(
+            "calls", expected="every=1 and envs=null: an imitator learns from answers alone", got=str(config.calls),
+            hint="Leave them out, or keep answers with calls.cache_entries.",
+        )  # fmt: skip
+    teacher = open_teacher(config.teacher, spec, config.calls)
+    require_card(teacher.card, spec)
+    return teacher
+
+
+def _learn(
+    learner: Any, trial: VectorEnv, config: BaselineConfig, on_evaluation: OnEvaluation, teacher: AskedTeacher | None
+) -> None:
     """Let the learner work on what it learns from."""
-    options = {
+    options: dict[str, Any] = {
         "num_steps": config.num_steps,
         "seed": config.seed,
         "evaluate_every": config.evaluate_every_steps,
@@ -177,7 +237,10 @@ def _learn(learner: Any, trial: VectorEnv, config: BaselineConfig, on_evaluation
             check_spec(store.spec, trial.spec, where=config.dataset)
             learner.learn(store, **options)
         return
-    env = build(config.env, num_envs=config.num_envs, history=learner.history)
+    history = learner.history
+    if teacher is not None:
+        history, options["teacher"] = max(history, teacher.history), teacher.label
+    env = build(config.env, num_envs=config.num_envs, history=history)
     try:
         learner.learn(env, first_env_seed=config.train_first_seed + 1_000_000 * config.seed, **options)
     finally:
@@ -228,7 +291,7 @@ def _summary(learner: Learner, config: BaselineConfig, curve: list[tuple[int, di
         "success_once_deterministic": last["deterministic"],
         "success_once_stochastic": last["stochastic"],
     }
-    if learner.learns_from == "env":
+    if learner.learns_from != "data":
         steps, rates = [step for step, _ in curve], [scores["deterministic"]["rate"] for _, scores in curve]
         budget = max(config.num_steps, last_step)
         found = [steps_to_target(steps, rates, target=target, budget=budget) for target in config.targets]

@@ -36,11 +36,9 @@ from typing import Any
 
 import torch
 
-from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.guidance import Guidance, GuidanceConfig
 from robot_rl.algorithms.guidance_labels import TeacherTraces
 from robot_rl.algorithms.sample_efficiency import steps_to_target
-from robot_rl.contracts import VectorEnv
 from robot_rl.data.teacher_card import require_card
 from robot_rl.errors import ConfigError, RobotRlError
 from robot_rl.fitting.refinement import Refinement, Seeds
@@ -53,8 +51,7 @@ from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
 from robot_rl.runs.training import pick_device
 from robot_rl.specs import EnvSpec
-from robot_rl.stages.baseline import BaselineConfig, evaluate_both_ways
-from robot_rl.stages.evaluate import EvaluateConfig, load_any_policy
+from robot_rl.stages.baseline import BaselineConfig, evaluate_both_ways, open_teacher, spec_of
 
 log = logging.getLogger(__name__)
 
@@ -189,28 +186,6 @@ def run(config: RefineTeacherConfig, run: RunDirectory) -> dict[str, Any]:
         each.close()
     run.write_json("summary.json", summary)
     return summary
-
-
-def spec_of(node: Mapping[str, Any]) -> EnvSpec:
-    """The spec of an environment component."""
-    env: VectorEnv = build(node, num_envs=1, history=1)
-    try:
-        return env.spec
-    finally:
-        env.close()
-
-
-def open_teacher(node: Mapping[str, Any], spec: EnvSpec, calls: CallConfig) -> AskedTeacher:
-    """Build a teacher component, ready to be asked; its card is not compared with the environment here.
-
-    Raises:
-        ConfigError, PolicyError, RunError: see the component.
-    """
-
-    def load(path: str, mode: str | None) -> Any:
-        return load_any_policy(EvaluateConfig(policy=path, mode=None if mode is None else SamplingMode(mode)))
-
-    return AskedTeacher(build(node, spec=spec, build=build, load=load), calls)
 
 
 def shown_steps(config: RefineTeacherConfig, spec: EnvSpec, *, history: int) -> ShownSteps | None:

@@ -165,7 +165,8 @@ def _teacher_findings(options: argparse.Namespace) -> tuple[list[Finding], Seque
     """Of a teacher: its card, its answers, and how they compare with demonstrations or an expert."""
     from robot_rl.checks.teacher import TEACHER_CHECKS, check_teacher
     from robot_rl.runs.config import build, load_config
-    from robot_rl.stages.refine_teacher import RefineTeacherConfig, open_teacher, shown_steps, spec_of
+    from robot_rl.stages.baseline import open_teacher, spec_of
+    from robot_rl.stages.refine_teacher import RefineTeacherConfig, shown_steps
 
     config = load_config(RefineTeacherConfig, options.overrides, name="refine_teacher", config_dir=options.config_dir)
     spec = spec_of(config.env)
