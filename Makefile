@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) constraints/ros2-jazzy.txt
 	fi; \
 	echo "robot-rl: $$("$$python" --version) -> $(VENV) (about 2 GB with torch for the CPU, 6 GB with CUDA; minutes)"; \
 	"$$python" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[train,sim,pusht,export,baselines,data,ros2,teleop,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[train,sim,pusht,export,openvino,baselines,vla,data,ros2,teleop,ray,slurm,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -r constraints/ros2-jazzy.txt
 	$(BIN)/python -m pip check
 	@touch $@

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from typing import Any
 
 from robot_rl.algorithms.disturbance import Push, Shift
+from robot_rl.algorithms.view_shift import ViewShift
 from robot_rl.deploy.point_cloud import PointCloudConfig, check_point_config
 from robot_rl.errors import EnvError, closest
 
@@ -27,9 +28,11 @@ from .headless import RenderingChoice, prepare_rendering
 from .history import HistoryEnv, StepEnv
 from .maniskill_bodies import check_shift, kick_of, shift_starts
 from .maniskill_fast import check_supported, install
+from .maniskill_moved import mover_of
 from .maniskill_sim import CpuEnvs, GpuEnvs
 from .maniskill_views import Views
 from .perturbations import pushed
+from .perturbations_view import seen_otherwise
 
 _OBS_MODES = ("state", "state_dict", "rgb", "rgb+depth", "pointcloud")
 
@@ -69,6 +72,7 @@ class ManiSkillConfig:
         fast_cpu: twice as fast on CPU physics for the tasks that maniskill_fast.py lists; equal up to rounding.
         push: a push in every episode, of an object of maniskill_bodies.py or of the action; None for none.
         shift: starts moved away from the task's own, for the tasks of maniskill_bodies.py; None for the task's own.
+        view_shift: other cameras, lights and colours than the spec says; None for the task's own.
     """
 
     task: str
@@ -85,6 +89,7 @@ class ManiSkillConfig:
     fast_cpu: bool = False
     push: Push | None = None
     shift: Shift | None = None
+    view_shift: ViewShift | None = None
 
 
 def make_env(config: ManiSkillConfig, *, num_envs: int, history: int) -> HistoryEnv:
@@ -131,11 +136,12 @@ def make_env(config: ManiSkillConfig, *, num_envs: int, history: int) -> History
         envs = [_make_one(config, rendering, num_envs=1) for _ in range(num_envs)]
         kick = kick_of(envs, config.push, **kind)
         sim = CpuEnvs(envs, task=config.task, max_episode_steps=limit, facts=facts, views=views)
+        move = mover_of(envs, config.view_shift, **kind)
     else:
-        kick = kick_of([], config.push, **kind)
+        kick, move = kick_of([], config.push, **kind), None
         env = _make_one(config, rendering, num_envs=num_envs)
         sim = GpuEnvs(env, task=config.task, max_episode_steps=limit, facts=facts, views=views)
-    sim = pushed(sim, config.push, kick=kick)
+    sim = seen_otherwise(pushed(sim, config.push, kick=kick), config.view_shift, move=move)
     return HistoryEnv(sim, history=history, terminate_on_success=config.terminate_on_success)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from robot_rl.algorithms.disturbance import Push, Shift
+from robot_rl.algorithms.view_shift import ViewShift
 from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.errors import EnvError, closest
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
@@ -22,6 +23,7 @@ from robot_rl.types import ActionChunk, Observation
 
 from .history import Frame, HistoryEnv
 from .perturbations import pushed
+from .perturbations_view import seen_otherwise
 from .point_pictures import view_specs, views
 
 _STEP_M = 0.1
@@ -51,6 +53,7 @@ class PointReachConfig:
         shift: starts of "point" and "goal" moved, inside the square all the same, or None.
         image_size: rows and columns of "image/top"; 0: none.
         num_points: of "points"; 0: none.
+        view_shift: other colours of what is drawn, or None.
     """
 
     has_obstacle: bool = False
@@ -61,6 +64,7 @@ class PointReachConfig:
     shift: Shift | None = None
     image_size: int = 0
     num_points: int = 0
+    view_shift: ViewShift | None = None
 
 
 def make_env(config: PointReachConfig, *, num_envs: int, history: int) -> HistoryEnv:
@@ -69,7 +73,7 @@ def make_env(config: PointReachConfig, *, num_envs: int, history: int) -> Histor
     Raises:
         EnvError, ConfigError: a push of a body, or a shift that leaves the square.
     """
-    sim = pushed(PointReach(config, num_envs=num_envs), config.push)
+    sim = seen_otherwise(pushed(PointReach(config, num_envs=num_envs), config.push), config.view_shift)
     return HistoryEnv(sim, history=history, terminate_on_success=config.terminate_on_success)
 
 

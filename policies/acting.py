@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from robot_rl.algorithms.diffusion import Sampler, reverse_step, sample_chain, sample_final
 from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.data.normalizer import Normalizer
+from robot_rl.deploy.onnx_passes import ExportPass
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, DenoisingChain, Observation
@@ -161,6 +163,12 @@ class ChainPolicy(ActingPolicy):
         Same numbers as `act`: normaliser, all denoising steps and clips are inside; no state, no randomness.
         """
         return self.physical_action(self._sample(self.encoder.encode(arrays), noise))
+
+    def for_export(self, passes: Sequence[ExportPass]) -> tuple[Any, tuple[ExportPass, ...]]:
+        """The same policy in cheaper operators, for inference, and the passes that applied; see export_passes.rewritten."""
+        from .export_passes import rewritten
+
+        return rewritten(self, passes)
 
     def _sample(self, condition: Array, noise: Array) -> Array:
         return sample_final(lambda latent, level: self._output(latent, level, condition), noise, self.sampler)

@@ -211,7 +211,10 @@ class UNet1d(nn.Module):
         self, latent: Float32[Array, "B Tp A"], level: Int64[Array, " B"], condition: Float32[Array, "B C"]
     ) -> Float32[Array, "B Tp A"]:
         """Denoise a batch."""
-        embedding = functional.silu(torch.cat([self.embed(level), condition], dim=1))
+        return self.denoise(latent, functional.silu(torch.cat([self.embed(level), condition], dim=1)))
+
+    def denoise(self, latent: Float32[Array, "B Tp A"], embedding: Float32[Array, "B W"]) -> Float32[Array, "B Tp A"]:
+        """`forward` behind the embedding of level and condition, which every block projects."""
         x = latent.transpose(1, 2)
         skips = []
         for block, downsample in zip(self.down, [*self.downsample, None], strict=True):

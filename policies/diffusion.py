@@ -50,7 +50,7 @@ class DiffusionPolicyConfig:
         history: To, frames seen.
         horizon: Tp, actions predicted.
         execute: Ta, actions played before the next decision, 1 to Tp.
-        observation_keys: "state", "proprio", "image/<camera>" and "points", in this order in the condition.
+        observation_keys: "state", "proprio", "image/<camera>", "depth/<camera>" and "points", in this order in the condition.
         encoder: of images and points (config group `encoder`); null: numbers, as they are.
         num_levels: levels of the training schedule.
         num_steps: K, denoising steps at levels spaced as in leading_levels.
@@ -242,8 +242,22 @@ class DiffusionPolicy(ChainPolicy):
         other.sampler = other.config.sampler
         return other
 
-    def loss(self, window: Window, generator: torch.Generator) -> tuple[Float32[Array, ""], dict[str, float]]:
+    def loss(
+        self,
+        window: Window,
+        generator: torch.Generator,
+        *,
+        part: slice | None = None,
+        condition: Float32[Array, "B C"] | None = None,
+    ) -> tuple[Float32[Array, ""], dict[str, float]]:
         """Denoising loss, mean square over the valid elements of a batch; levels and noise from `generator`.
+
+        Args:
+            window: the batch.
+            generator: draws for the whole batch, whatever `part` is.
+            part: rows that count, one of several equal parts: the mean of the parts' losses is the batch's. What an encoder
+                draws differs from part to part.
+            condition: `encode` of the observations, computed before, where the encoder is frozen; they are not looked at.
 
         Returns:
             The scalar, and {"denoise_mse"}; where an encoder of images or points trains, also its own penalty in the scalar
@@ -253,11 +267,24 @@ class DiffusionPolicy(ChainPolicy):
         place = generator.device  # a CPU generator gives the same numbers whatever device trains
         level = torch.randint(self.config.num_levels, (len(x0),), generator=generator, device=place).to(x0.device)
         noise = torch.randn(x0.shape, generator=generator, device=place).to(x0.device)
-        condition, penalty, parts = self.training_condition(window.observation, generator)
+        weight = window.valid[:, :, None].expand_as(x0)
+        observation, total = window.observation, weight.sum().clamp(min=1)
+        if part is not None:
+            # A copy draws the seed, so that the next batch is the one that a single process would draw.
+            fork = torch.Generator(device=place)
+            fork.set_state(generator.get_state())
+            seed = int(torch.randint(2**62, (), generator=fork, device=place))
+            generator = fork.manual_seed(seed + part.start)
+            observation = observation.map(lambda array: array[part])
+            condition = None if condition is None else condition[part]
+            x0, level, noise, weight, batch = x0[part], level[part], noise[part], weight[part], len(x0)
+            total = total * len(x0) / batch
+        penalty, parts = None, dict[str, float]()
+        if condition is None:
+            condition, penalty, parts = self.training_condition(observation, generator)
         output = self.denoiser(add_noise(x0, noise, level, self.alpha_bar), level, condition)
         target = prediction_target(x0, noise, level, alpha_bar=self.alpha_bar, prediction=self.sampler.prediction)
-        weight = window.valid[:, :, None].expand_as(x0)
-        loss = ((output - target).square() * weight).sum() / weight.sum().clamp(min=1)
+        loss = ((output - target).square() * weight).sum() / total
         return loss if penalty is None else loss + penalty, {"denoise_mse": float(loss.detach())} | parts
 
     def _output(self, latent: Array, level: Array, condition: Array) -> Array:

@@ -28,12 +28,13 @@ from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import Observation
 
+from .encoder_depth import DepthEncoder
 from .encoder_images import ImageEncoder, ImageEncoderConfig
 from .encoder_points import PointEncoder, PointEncoderConfig
 from .reconstruction import Decoder, decoder_of
 
-IMAGE, POINTS = "image/", "points"
-SHARED_IMAGES = "images"
+IMAGE, DEPTH, POINTS = "image/", "depth/", "points"
+SHARED = {IMAGE: "images", DEPTH: "depths"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class EncoderConfig:
     """How a policy sees images and points; `observation_keys` says which.
 
     Attributes:
-        images: of every camera.
+        images: of every camera, and of every depth image.
         points: of the point cloud.
         proprio_size: feature of proprio and state, from a hidden layer of the same size.
         representation: regularisers.
@@ -109,7 +110,7 @@ class FusionEncoder(nn.Module):
         spec: where shapes come from; it has every key.
         keys: of the observation, in this order in the condition.
         history: To.
-        normalizer: knows every key but images; kept as a submodule.
+        normalizer: knows every key but images and depths; kept as a submodule.
 
     Raises:
         PolicyError: a key does not fit its encoder.
@@ -139,8 +140,9 @@ class FusionEncoder(nn.Module):
 
     def _add_part(self, key: str, spec: EnvSpec) -> str:
         """Make the encoder of a key, or find the shared one; its name in `parts`."""
-        if key.startswith(IMAGE):
-            name = SHARED_IMAGES if self.config.images.is_shared else key
+        kind = kind_of(key)
+        if kind is not None:
+            name = SHARED[kind] if self.config.images.is_shared else key
             if name in self.parts:
                 shared: ImageEncoder = self.parts[name]  # type: ignore[assignment]
                 if self.shapes[key] != shared.shape:
@@ -149,7 +151,8 @@ class FusionEncoder(nn.Module):
                         got=str(self.shapes[key]), hint="Set policy.encoder.images.is_shared=false.",
                     )  # fmt: skip
                 return name
-            self.parts[name] = ImageEncoder(self.config.images, spec.observation[key])
+            network = ImageEncoder if kind == IMAGE else DepthEncoder
+            self.parts[name] = network(self.config.images, spec.observation[key])
             return name
         if key == POINTS:
             self.parts[key] = PointEncoder(self.config.points, spec.observation[key])
@@ -229,8 +232,7 @@ class FusionEncoder(nn.Module):
                     f"policy input {key!r}", expected=f"shape (N, {self.history}, {', '.join(map(str, self.shapes[key]))})",
                     got=str(tuple(array.shape)), hint="Frames in the middle; images have rows, columns, channels.",
                 )  # fmt: skip
-            is_image = key.startswith(IMAGE)
-            out[key] = part(array, generator) if is_image else part(self.normalizer.apply(key, array))
+            out[key] = part(array, generator) if kind_of(key) else part(self.normalizer.apply(key, array))
         return out
 
     def _mean(self, key: str, feature: torch.Tensor) -> torch.Tensor:
@@ -240,5 +242,13 @@ class FusionEncoder(nn.Module):
         return mean
 
     def _target(self, key: str, array: torch.Tensor) -> torch.Tensor:
-        """What a decoder must find, of B * To frames: uint8 pixels, or normalised numbers."""
-        return (array if key.startswith(IMAGE) else self.normalizer.apply(key, array)).flatten(0, 1)
+        """What a decoder must find, of B * To frames: uint8 pixels, scaled depths, or normalised numbers."""
+        kind, part = kind_of(key), self.parts[self._part_of[key]]
+        if isinstance(part, DepthEncoder):
+            array = part.scaled(array)
+        return (array if kind else self.normalizer.apply(key, array)).flatten(0, 1)
+
+
+def kind_of(key: str) -> str | None:
+    """IMAGE or DEPTH for an observation key that is seen, None for numbers and points."""
+    return next((kind for kind in (IMAGE, DEPTH) if key.startswith(kind)), None)

@@ -56,6 +56,8 @@ class ImageEncoderConfig:
         mean, std: of RGB in 0..1, subtracted and divided by.
         pretrained: file of weights that stay as they are (pretrained.py); "": trained here. Read once, by `imitate`.
         licence: of these weights, as their card says; to be stated by whoever uses them.
+        depth_m: nearest and farthest depth that a depth image tells apart, where its spec states no range
+            (encoder_depth.py: same network, without jitter, mean, std and pretrained weights).
     """
 
     backbone: Backbone = Backbone.resnet18
@@ -75,6 +77,7 @@ class ImageEncoderConfig:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     pretrained: str = ""
     licence: str = ""
+    depth_m: tuple[float, ...] = (0.0, 2.0)
 
 
 class SpatialSoftmax(nn.Module):
@@ -108,11 +111,12 @@ class ImageEncoder(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    dtype, channels = torch.uint8, 3
 
     def __init__(self, config: ImageEncoderConfig, spec: ArraySpec) -> None:
         super().__init__()
         self.config, self.size, self.shape = config, config.size, tuple(spec.shape)
-        check_image_spec(config, spec)
+        check_image_spec(config, spec, channels=self.channels)
         self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
         self.register_buffer("std", torch.tensor(config.std), persistent=False)
         self.backbone, features, self.pool = self._network()
@@ -129,11 +133,13 @@ class ImageEncoder(nn.Module):
                 "num_blocks": config.num_blocks,
                 "heads": config.heads,
                 "patch": config.patch,
+                "channels": self.channels,
             }
             return VisionTransformer(seen[0], **sizes), config.width, nn.Identity()
         network = ResNet(
-            config.backbone.value, width=config.width, num_stages=config.num_stages, is_frozen=bool(config.pretrained)
-        )
+            config.backbone.value, width=config.width, num_stages=config.num_stages, is_frozen=bool(config.pretrained),
+            channels=self.channels,
+        )  # fmt: skip
         if config.pooling is Pooling.mean:
             return network, network.channels, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         keypoints = nn.Conv2d(network.channels, config.keypoints, 1)
@@ -147,11 +153,12 @@ class ImageEncoder(nn.Module):
         Raises:
             PolicyError: images of another size, type or layout than the spec's.
         """
-        if images.dtype != torch.uint8 or images.ndim != 5 or tuple(images.shape[2:]) != self.shape:
+        if images.dtype != self.dtype or images.ndim != 5 or tuple(images.shape[2:]) != self.shape:
             raise PolicyError(
-                "policy input, images", expected=f"uint8 (N, To, {', '.join(map(str, self.shape))}), RGB",
+                "policy input, images", expected=f"{_name(self.dtype)} (N, To, {', '.join(map(str, self.shape))}), "
+                + ("RGB" if self.channels == 3 else "metres"),
                 got=f"{images.dtype} {tuple(images.shape)}",
-                hint="rows, columns, channels, 0..255; robot_rl.deploy.images brings other layouts into this one.",
+                hint="rows, columns, channels; robot_rl.deploy.images brings other layouts into this one.",
             )  # fmt: skip
         pixels = self._pixels(images, generator)
         features: torch.Tensor = self.project(self.pool(self.backbone(pixels)))
@@ -159,19 +166,28 @@ class ImageEncoder(nn.Module):
 
     def _pixels(self, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Normalised RGB, float32 (B * To, 3, h, w)."""
-        config = self.config
-        if config.crop:
-            images = (
-                centre_crop(images, config.crop) if generator is None else random_crop(images, config.crop, generator)
-            )
-        pixels = images.float() / 255
-        if config.jitter and generator is not None:
-            pixels = colour_jitter(pixels, config.jitter, generator)
-        pixels = pixels.flatten(0, 1).permute(0, 3, 1, 2)
-        if config.image_size and tuple(pixels.shape[2:]) != (config.image_size, config.image_size):
-            size = [config.image_size, config.image_size]
-            pixels = functional.interpolate(pixels, size, mode="bilinear", align_corners=False)
-        return (pixels - self.mean[:, None, None]) / self.std[:, None, None]
+        pixels = self._cropped(images, generator).float() / 255
+        if self.config.jitter and generator is not None:
+            pixels = colour_jitter(pixels, self.config.jitter, generator)
+        return (self._resized(pixels) - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def _cropped(self, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        crop = self.config.crop
+        if not crop:
+            return images
+        out: torch.Tensor = centre_crop(images, crop) if generator is None else random_crop(images, crop, generator)
+        return out
+
+    def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, To, H, W, C) to (B * To, C, h, w)."""
+        pixels, size = pixels.flatten(0, 1).permute(0, 3, 1, 2), self.config.image_size
+        if not size or tuple(pixels.shape[2:]) == (size, size):
+            return pixels
+        return functional.interpolate(pixels, [size, size], mode="bilinear", align_corners=False)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def seen_size(config: ImageEncoderConfig, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -180,13 +196,14 @@ def seen_size(config: ImageEncoderConfig, shape: tuple[int, ...]) -> tuple[int, 
     return (config.image_size, config.image_size) if config.image_size else (rows, columns)
 
 
-def check_image_spec(config: ImageEncoderConfig, spec: ArraySpec) -> None:
-    """Raise PolicyError unless `spec` is of an RGB image that the configuration can take."""
-    where = f"encoder of {spec.name!r}"
-    if len(spec.shape) != 3 or spec.shape[2] != 3 or spec.dtype != "uint8":
+def check_image_spec(config: ImageEncoderConfig, spec: ArraySpec, *, channels: int = 3) -> None:
+    """Raise PolicyError unless `spec` is of an RGB image (1 channel: of depth) that the configuration can take."""
+    where, dtype = f"encoder of {spec.name!r}", "uint8" if channels == 3 else "float32"
+    if len(spec.shape) != 3 or spec.shape[2] != channels or spec.dtype != dtype:
         raise PolicyError(
-            where, expected="uint8 (H, W, 3)", got=f"{spec.dtype} {spec.shape}", hint="Depth: make points of it."
-        )
+            where, expected=f"{dtype} (H, W, {channels})", got=f"{spec.dtype} {spec.shape}",
+            hint="RGB is image/<camera>, depth in metres depth/<camera>.",
+        )  # fmt: skip
     rows, columns = seen_size(config, spec.shape)
     is_square = rows == columns or config.backbone is not Backbone.vit
     if config.crop > min(spec.shape[:2]) or not is_square or (len(config.mean), len(config.std)) != (3, 3):

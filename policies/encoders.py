@@ -99,17 +99,16 @@ def build_encoder(
         )
     if config is None:
         for key in keys:
-            if key.startswith("image/") or key == "points":
+            if key.startswith(("image/", "depth/")) or key == "points":
                 raise PolicyError(
                     "observation_keys", expected=f"low-dimensional keys ({', '.join(LOW_DIMENSIONAL)}), or an encoder",
-                    got=f"{key!r} and none", hint="Choose one: encoder=rgb, encoder=rgb_vit or encoder=points.",
+                    got=f"{key!r} and none", hint="Choose one: encoder=rgb, encoder=rgbd, encoder=rgb_vit or encoder=points.",
                 )  # fmt: skip
         return StateEncoder(spec, keys, history=history, normalizer=normalizer)
     for key in keys:
-        if key not in spec.observation or key.startswith("depth/"):
-            seen = [name for name in spec.observation if not name.startswith("depth/")]
+        if key not in spec.observation:
             raise PolicyError(
-                f"encoder for {spec.env_id}", expected="an observation key that the environment has and an encoder takes",
-                got=repr(key), hint=closest(key, seen),
+                f"encoder for {spec.env_id}", expected="an observation key that the environment has",
+                got=repr(key), hint=closest(key, spec.observation),
             )  # fmt: skip
     return FusionEncoder(config, spec, keys, history=history, normalizer=normalizer)

@@ -43,25 +43,39 @@ class PointDecoder(nn.Module):
 class PixelDecoder(nn.Module):
     """F -> a map of 4 x 4, doubled until `pixels` a side, compared with the image seen, shrunk to this size, in 0..1."""
 
-    def __init__(self, size: int, pixels: int) -> None:
+    def __init__(self, size: int, pixels: int, *, channels: int = 3) -> None:
         super().__init__()
         doublings = (pixels // SEED_PIXELS).bit_length() - 1
         if pixels != SEED_PIXELS * 2**doublings or doublings < 0:
             raise PolicyError(
                 "representation.pixels", expected="4, 8, 16, 32, 64, ...", got=str(pixels), hint="32 is enough."
             )
-        self.pixels, channels = pixels, 64
-        self.start = nn.Linear(size, channels * SEED_PIXELS**2)
+        self.pixels, width = pixels, 64
+        self.start = nn.Linear(size, width * SEED_PIXELS**2)
         layers: list[nn.Module] = []
         for _ in range(doublings):
-            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(channels, max(8, channels // 2), 3, padding=1), nn.ReLU()]
-            channels = max(8, channels // 2)
-        self.layers = nn.Sequential(nn.ReLU(), *layers, nn.Conv2d(channels, 3, 3, padding=1), nn.Sigmoid())
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, max(8, width // 2), 3, padding=1), nn.ReLU()]
+            width = max(8, width // 2)
+        self.layers = nn.Sequential(nn.ReLU(), *layers, nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
 
     def error(self, feature: Float32[Array, "B F"], seen: Shaped[Array, "B H W 3"]) -> Float32[Array, " B"]:
         """Mean squared error of RGB in 0..1."""
-        wanted = functional.adaptive_avg_pool2d(seen.float().permute(0, 3, 1, 2) / 255, self.pixels)
+        return self._error(feature, seen.float() / 255)
+
+    def _error(self, feature: Float32[Array, "B F"], seen: Float32[Array, "B H W C"]) -> Float32[Array, " B"]:
+        wanted = functional.adaptive_avg_pool2d(seen.permute(0, 3, 1, 2), self.pixels)
         return squared_error(self.layers(self.start(feature).unflatten(1, (-1, SEED_PIXELS, SEED_PIXELS))), wanted)
+
+
+class DepthDecoder(PixelDecoder):
+    """As PixelDecoder, of one channel."""
+
+    def __init__(self, size: int, pixels: int) -> None:
+        super().__init__(size, pixels, channels=1)
+
+    def error(self, feature: Float32[Array, "B F"], seen: Float32[Array, "B H W 1"]) -> Float32[Array, " B"]:
+        """Mean squared error of depths that are scaled to -1 .. 1, in halves of that range."""
+        return self._error(feature, (seen + 1) / 2)
 
 
 class VectorDecoder(nn.Module):
@@ -80,7 +94,7 @@ def decoder_of(key: str, size: int, shape: tuple[int, ...], *, points: int, pixe
     """The decoder of an observation key.
 
     Args:
-        key: "points", "image/<camera>", "proprio" or "state".
+        key: "points", "image/<camera>", "depth/<camera>", "proprio" or "state".
         size: of the feature.
         shape: of one frame of the observation.
         points: that are decoded, no more than there are.
@@ -93,4 +107,6 @@ def decoder_of(key: str, size: int, shape: tuple[int, ...], *, points: int, pixe
         return PointDecoder(size, min(points, shape[0]))
     if key.startswith("image/"):
         return PixelDecoder(size, pixels)
+    if key.startswith("depth/"):
+        return DepthDecoder(size, pixels)
     return VectorDecoder(size, shape[0])

@@ -69,12 +69,15 @@ class ResNet(nn.Module):
         width: channels of the first stage, 64 in the paper; each stage has twice those of the one before.
         num_stages: 1 to 4; fewer for small images, whose last map would be a pixel or two.
         is_frozen: norms with fixed statistics, for pretrained weights.
+        channels: of an image.
 
     Raises:
         PolicyError: unknown name, or a width or number of stages that can't be.
     """
 
-    def __init__(self, name: str, *, width: int = 64, num_stages: int = 4, is_frozen: bool = False) -> None:
+    def __init__(
+        self, name: str, *, width: int = 64, num_stages: int = 4, is_frozen: bool = False, channels: int = 3
+    ) -> None:
         super().__init__()
         if name not in BLOCKS or not 1 <= num_stages <= 4 or width < 1:
             raise PolicyError(
@@ -84,24 +87,24 @@ class ResNet(nn.Module):
         self.num_stages = num_stages
         self.channels = width * 2 ** (num_stages - 1)
         self.reduction = 4 * 2 ** (num_stages - 1)
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = _norm(width, is_frozen)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         inputs = width
         for stage in range(num_stages):
-            channels = width * 2**stage
+            outputs = width * 2**stage
             blocks = []
             for block in range(BLOCKS[name][stage]):
                 stride = 2 if stage and not block else 1
-                blocks.append(_Block(inputs, channels, stride=stride, is_frozen=is_frozen))
-                inputs = channels
+                blocks.append(_Block(inputs, outputs, stride=stride, is_frozen=is_frozen))
+                inputs = outputs
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Float[Array, "B 3 H W"]) -> Float[Array, "B C h w"]:
-        """Normalised RGB to a map of ceil(H / reduction) x ceil(W / reduction)."""
+    def forward(self, images: Float[Array, "B D H W"]) -> Float[Array, "B C h w"]:
+        """Normalised images to a map of ceil(H / reduction) x ceil(W / reduction)."""
         x: torch.Tensor = self.maxpool(torch.relu(self.bn1(self.conv1(images))))
         for stage in range(self.num_stages):
             x = getattr(self, f"layer{stage + 1}")(x)

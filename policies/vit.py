@@ -18,11 +18,11 @@ LAYER_NORM_EPS = 1e-6
 
 
 class _PatchEmbed(nn.Module):
-    def __init__(self, width: int, patch: int) -> None:
+    def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, stride=patch)
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
 
-    def forward(self, images: Float[Array, "B 3 H W"]) -> Float[Array, "B L E"]:
+    def forward(self, images: Float[Array, "B D H W"]) -> Float[Array, "B L E"]:
         out: torch.Tensor = self.proj(images)
         return out.flatten(2).transpose(1, 2)
 
@@ -76,12 +76,15 @@ class VisionTransformer(nn.Module):
         num_blocks: of attention and MLP.
         heads: divide the width.
         patch: pixels a side, divides the image.
+        channels: of an image.
 
     Raises:
         PolicyError: sizes that do not divide each other.
     """
 
-    def __init__(self, image_size: int, *, width: int, num_blocks: int, heads: int, patch: int) -> None:
+    def __init__(
+        self, image_size: int, *, width: int, num_blocks: int, heads: int, patch: int, channels: int = 3
+    ) -> None:
         super().__init__()
         if min(width, num_blocks, heads, patch) < 1 or image_size % patch or width % heads:
             raise PolicyError(
@@ -90,14 +93,14 @@ class VisionTransformer(nn.Module):
                 hint="Crop or resize the image (crop, image_size), or take another patch.",
             )  # fmt: skip
         self.channels = width
-        self.patch_embed = _PatchEmbed(width, patch)
+        self.patch_embed = _PatchEmbed(channels, width, patch)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + (image_size // patch) ** 2, width))
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
-    def forward(self, images: Float[Array, "B 3 H W"]) -> Float[Array, "B C"]:
-        """Normalised RGB of exactly `image_size` to the normed class token."""
+    def forward(self, images: Float[Array, "B D H W"]) -> Float[Array, "B C"]:
+        """Normalised images of exactly `image_size` to the normed class token."""
         patches = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         for block in self.blocks:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robot_rl.cli_help import COMMANDS, TOOLS, general_help, stage_help
+from robot_rl.engines.ranks import Ranks, follow, refuse_ranks
 from robot_rl.errors import ConfigError, RobotRlError, closest
 from robot_rl.stages import STAGES
 from robot_rl.workbench.columns import as_columns
@@ -111,10 +112,13 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
         trackers = [name for name in options.track.split(",") if name not in ("", "none")]
         check_names(trackers)
         stage = importlib.import_module(f"robot_rl.stages.{options.command}")
+        refuse_ranks(stage, options.command)
         config, run = _open_run(stage, options)
     if options.dry_run:
         print(config_to_yaml(config), end="")
         return 0
+    if Ranks.of_environment().rank:
+        return follow(stage, config, run)
     if run is None:
         run = _new_run(config, config_to_yaml(config), options.command, words)
     began = time.monotonic()

@@ -31,6 +31,7 @@ TOOLS = (
     "ros2",
     "curves",
     "rti",
+    "robustness",
     "calibrate",
 )
 COMMANDS = (*STAGES, *TOOLS, "info")

@@ -13,7 +13,7 @@ PLUGINS = ("envs", "policies", "hardware")
 LAYERS = (
     {"types", "specs", "errors", "arrays"},
     {"contracts", "wrapped_policy", "algorithms", "data", "deploy", "teleop"},
-    {"checks", "rollout", "chunk_execution", "runs", "fitting"},
+    {"checks", "rollout", "chunk_execution", "runs", "fitting", "engines"},
     {"stages", "workbench"},
     {"cli", "cli_help", "__main__"},
 )
@@ -38,12 +38,15 @@ OPTIONAL = {
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
     "tensorrt",
     "cuda",
     "hydra",
     "omegaconf",
     "h5py",
     "diffusers",
+    "ray",
+    "submitit",
 }
 # Parts that a robot computer loads: numpy and the standard library.
 TORCH_FREE = {"types", "specs", "errors", "arrays", "deploy", "teleop", "cli", "cli_help"}

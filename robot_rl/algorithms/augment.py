@@ -14,7 +14,7 @@ from robot_rl.errors import ConfigError
 _GREY = (0.299, 0.587, 0.114)
 
 
-def centre_crop(images: Shaped[Array, "B To H W 3"], size: int) -> Shaped[Array, "B To h w 3"]:
+def centre_crop(images: Shaped[Array, "B To H W C"], size: int) -> Shaped[Array, "B To h w C"]:
     """The middle `size` x `size` pixels; an odd rest leaves one row more below and one column more to the right.
 
     Raises:
@@ -26,8 +26,8 @@ def centre_crop(images: Shaped[Array, "B To H W 3"], size: int) -> Shaped[Array,
 
 
 def random_crop(
-    images: Shaped[Array, "B To H W 3"], size: int, generator: torch.Generator
-) -> Shaped[Array, "B To h w 3"]:
+    images: Shaped[Array, "B To H W C"], size: int, generator: torch.Generator
+) -> Shaped[Array, "B To h w C"]:
     """A window of `size` x `size` pixels of each row, every place equally likely.
 
     Raises:

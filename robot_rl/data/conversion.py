@@ -9,6 +9,7 @@ import numpy as np
 
 from robot_rl.data.action_layout import ActionLayout, gripper_ends, linear_meaning, rotation_meanings, scale_of
 from robot_rl.data.element_names import names_of, units_of
+from robot_rl.data.recorded_points import PointSource
 from robot_rl.data.rotations import convert_rotations, rotation_size
 from robot_rl.errors import DataError, closest
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference
@@ -54,6 +55,7 @@ class Conversion:
         observations: rotations in observations.
         control_mode: the driver's name of the mode that takes the new actions.
         rotation_at, gripper_at: elements of the action, where their names do not tell.
+        points: what "points" shall be made of and how.
     """
 
     rotation: str | None = None
@@ -65,6 +67,7 @@ class Conversion:
     control_mode: str | None = None
     rotation_at: tuple[int, ...] | None = None
     gripper_at: tuple[int, ...] | None = None
+    points: PointSource | None = None
 
 
 def new_semantics(old: ActionSemantics, wanted: Conversion, where: str) -> ActionSemantics:

@@ -1,4 +1,4 @@
-"""The same episodes under another declaration: rotations, absolute or delta actions, the range of a gripper.
+"""The same episodes under another declaration: rotations, absolute or delta actions, range of a gripper, fewer points.
 
 Only what the data declare is converted. Rotations and deltas are computed in float64 and kept as float32; Euler angles are
 read and never written.
@@ -27,6 +27,7 @@ from robot_rl.data.deltas import Poses, changes_of, require_frame, targets_of
 from robot_rl.data.editing import edited
 from robot_rl.data.element_names import names_of, units_of
 from robot_rl.data.episode_rows import array_names
+from robot_rl.data.recorded_points import POINTS, points_of_frames, with_points_spec
 from robot_rl.data.rewriting import Plan, pieces_of
 from robot_rl.data.rotations import convert_rotations, rotation_size
 from robot_rl.data.store import EpisodeStore
@@ -47,10 +48,12 @@ def plan_convert(store: EpisodeStore, target: Path, conversion: Conversion) -> P
         DataError: nothing to change, something that the data do not declare, or what can't be computed from them.
     """
     converter = Converter(store.spec, conversion, where=f"{store.path}")
-    names = array_names(store.spec)
+    names = array_names(converter.spec)
     changed = {names["action"]} if converter.changes_action else set()
     for turned in conversion.observations:
         changed |= {names[turned.key], names[f"final/{turned.key}"]}
+    if conversion.points is not None:
+        changed |= {names[POINTS], names[f"final/{POINTS}"]}
     pieces = [replace(piece, change=converter.episode) for piece in pieces_of(store, range(len(store)))]
     arguments = {key: value for key, value in asdict(conversion).items() if value}
     for key, spec in (("before", store.spec), ("after", converter.spec)):
@@ -81,7 +84,7 @@ class Converter:
         old, new = spec.action_semantics, self._semantics
         self._moves = kind_of(old) != kind_of(new)
         self.changes_action = self._moves or (old.rotation, old.gripper) != (new.rotation, new.gripper)
-        if not self.changes_action and not conversion.observations:
+        if not self.changes_action and not conversion.observations and conversion.points is None:
             raise DataError(
                 where, expected="something to convert", got="the declaration that the data have already",
                 hint="See `robot-rl data convert --help`; `robot-rl data info` prints the declaration.",
@@ -102,6 +105,8 @@ class Converter:
         if action.low is None and spec.action.low is not None:
             self.notes.append("The bounds of the action are not known under the new declaration: none are stated.")
         self.spec = replace(spec, observation=observation, action=action, action_semantics=new)
+        if conversion.points is not None:
+            self.spec = with_points_spec(self.spec, conversion.points, where=where)
 
     def episode(self, episode: Episode) -> Episode:
         """The episode under the new declaration. Raises DataError naming step and element."""
@@ -110,6 +115,11 @@ class Converter:
             rows = np.concatenate([np.asarray(observation[turned.key]), np.asarray(final[turned.key])[None]])
             rows = _turned_rows(rows, turned, where=f"observation {turned.key!r}")
             observation[turned.key], final[turned.key] = rows[:-1], rows[-1]
+        source = self._conversion.points
+        if source is not None:
+            observation[POINTS] = points_of_frames(observation, self._old, source, where=self._where)
+            last = {key: np.asarray(value)[None] for key, value in final.items()}
+            final[POINTS] = points_of_frames(last, self._old, source, where=self._where)[0]
         action = self._action(episode) if self.changes_action else episode.action
         return replace(episode, observation=observation, final_observation=final, action=action)
 

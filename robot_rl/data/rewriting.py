@@ -257,12 +257,12 @@ def _note(report: EditReport, plan: Plan, piece: Piece, episode: Episode, checks
     report.steps += len(episode)
     report.successes += bool(episode.success.any())
     for name, value in checksums.items():
-        if value == piece.checksums[name] or name in plan.encoded:
+        if value == piece.checksums.get(name) or name in plan.encoded:
             continue
         if piece.change is None or (plan.may_change is not None and name not in plan.may_change):
             raise DataError(
                 f"{piece.name}, array {name}",
-                expected=f"checksum {piece.checksums[name]:08x}, as in its source",
+                expected=f"checksum {piece.checksums.get(name, 0):08x}, as in its source",
                 got=f"{value:08x}",
                 hint="This is a bug or failing memory; nothing was changed. Please report it.",
             )

@@ -9,6 +9,7 @@ Window t of an episode of T steps, for every t in 0..T-1 (none is lost at either
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -191,6 +192,12 @@ class WindowSampler:
         """Size of one window's observation."""
         frames = sum(x.element_size() * x[0].numel() for x in self._frames.values())
         return frames * len(self._back)
+
+    def without_observations(self) -> WindowSampler:
+        """The same windows on the same memory, with "proprio" alone to look at: for conditions computed before."""
+        other = copy.copy(self)
+        other._frames = {"proprio": self._frames["proprio"]}
+        return other
 
     def sample(self, batch_size: int, generator: torch.Generator, *, with_next: bool = False) -> Window:
         """Draw windows uniformly, with replacement.

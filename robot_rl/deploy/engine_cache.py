@@ -34,10 +34,11 @@ FORMAT = 1
 
 
 class Precision(str, Enum):
-    """Arithmetic that an engine may use inside; its inputs and outputs stay float32."""
+    """Arithmetic that an engine may use inside; its inputs and outputs stay float32. bf16 is OpenVINO's, fp16 TensorRT's."""
 
     fp32 = "fp32"
     fp16 = "fp16"
+    bf16 = "bf16"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from robot_rl.arrays import Array, Float32
 from robot_rl.deploy.child_process import Child, SharedArrays, function_of
-from robot_rl.deploy.onnx_policy import CPU_PROVIDER, OnnxPolicy
+from robot_rl.deploy.onnx_policy import CPU_PROVIDER
 from robot_rl.deploy.policy_words import (
     ANSWER,
     FINE,
@@ -28,6 +28,7 @@ from robot_rl.deploy.policy_words import (
     read_reply,
 )
 from robot_rl.deploy.schedule import Clock
+from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, open_policy
 from robot_rl.errors import DeployError
 from robot_rl.types import Observation
 
@@ -41,7 +42,8 @@ class PolicySource:
 
     Attributes:
         onnx: an exported policy.
-        provider, allow_cpu, threads: see OnnxPolicy.
+        runtime: what runs it; provider, allow_cpu, threads: see OnnxPolicy.
+        engine_cache: folder of engines and of what runtime=auto measured.
         target: "package.module:function" instead: called with `config`, returns an object with the attributes and methods
             of OnnxPolicy that are used here (spec, config, act, reset, noise).
         config: JSON types, for `target`.
@@ -50,6 +52,8 @@ class PolicySource:
     """
 
     onnx: str = ""
+    runtime: Runtime | str = Runtime.onnx  # a name where it comes out of JSON
+    engine_cache: str = DEFAULT_CACHE
     provider: str = CPU_PROVIDER
     allow_cpu: bool = False
     threads: int = 1
@@ -128,7 +132,11 @@ def load_policy(source: PolicySource) -> Any:
         raise DeployError("policy", expected="either onnx or target", got=f"{source}", hint="Name one of them.")
     if source.target:
         return function_of(source.target)(dict(source.config))
-    return OnnxPolicy(source.onnx, provider=source.provider, allow_cpu=source.allow_cpu, threads=source.threads)
+    options = EngineOptions(cache=source.engine_cache, max_batch=1)  # a robot asks for one decision at a time
+    return open_policy(
+        source.onnx, runtime=Runtime(source.runtime), provider=source.provider, allow_cpu=source.allow_cpu,
+        threads=source.threads, options=options,
+    )  # fmt: skip
 
 
 def info_of(policy: Any) -> PolicyInfo:

@@ -32,15 +32,18 @@ log = logging.getLogger(__name__)
 
 PLAN = "engine.plan"
 DEFAULT_CACHE = "~/.cache/robot-rl/engines"
-# Largest difference to onnxruntime on the CPU, action units. fp16 has 11 bits: about 5e-4 of a value, at each layer.
-TOLERANCE = {Precision.fp32: 1e-3, Precision.fp16: 2e-2}
+# Largest difference to onnxruntime on the CPU, action units. Of a value, at each layer: fp16 (11 bits) loses 5e-4, bf16
+# (8 bits) 4e-3.
+TOLERANCE = {Precision.fp32: 1e-3, Precision.fp16: 2e-2, Precision.bf16: 5e-2}
 
 
 class Runtime(str, Enum):
-    """What runs an .onnx file: ONNX Runtime with one of its providers, or a TensorRT engine."""
+    """What runs an .onnx file: ONNX Runtime with one of its providers, OpenVINO, a TensorRT engine, or the fastest (autotune)."""
 
     onnx = "onnx"
+    openvino = "openvino"
     tensorrt = "tensorrt"
+    auto = "auto"
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class EngineOptions:
 
     Attributes:
         cache: folder of built engines.
-        precision: arithmetic inside the engine.
+        precision: arithmetic inside the engine, or inside OpenVINO.
         max_batch: largest number of observations at once; part of the cache key.
-        tolerance: largest allowed difference to the CPU, action units; null for 1e-3 (fp32) or 2e-2 (fp16).
+        tolerance: largest allowed difference to the CPU, action units; null for 1e-3 (fp32), 2e-2 (fp16) or 5e-2 (bf16).
     """
 
     cache: str = DEFAULT_CACHE
@@ -79,6 +82,7 @@ class TensorRtPolicy(OnnxPolicy):
     """
 
     def __init__(self, path: str | Path, *, options: EngineOptions, threads: int = 1) -> None:
+        _refuse_bf16(path, options)
         super().__init__(path, threads=threads)
         facts = read_graph(path)
         check_for_tensorrt(path, facts)
@@ -114,6 +118,16 @@ class TensorRtPolicy(OnnxPolicy):
                 ) from error  # fmt: skip
             cache.publish(key, folder, facts={"parity": parity, "build_s": time.monotonic() - began})
         return engine
+
+
+def _refuse_bf16(path: str | Path, options: EngineOptions) -> None:
+    if options.precision is Precision.bf16:
+        raise DeployError(
+            f"{path}: precision=bf16",
+            expected="fp32 or fp16 for TensorRT",
+            got="bf16",
+            hint="bf16 is for runtime=openvino.",
+        )
 
 
 def engine_key(path: str | Path, libraries: Libraries, gpu: Gpu, *, builder: str, options: EngineOptions) -> EngineKey:
@@ -176,14 +190,25 @@ def open_policy(
         path: the file.
         runtime: see Runtime.
         provider: onnxruntime's, for runtime=onnx.
-        allow_cpu: go on with the CPU when `provider` does not load; without meaning for runtime=tensorrt.
-        threads: of onnxruntime.
+        allow_cpu: go on with the CPU when `provider` does not load; without meaning for the other runtimes.
+        threads: of onnxruntime or OpenVINO; runtime=auto measures which number is best.
         options: of engines; the defaults when None.
 
     Raises:
         DeployError: see TensorRtPolicy and OnnxPolicy; or fp16 where there is no way to get it.
     """
     options = EngineOptions() if options is None else options
+    if runtime is Runtime.auto:
+        from robot_rl.deploy.autotune import tuned_policy
+
+        return tuned_policy(path, options=options)
+    if runtime is Runtime.openvino:
+        from robot_rl.deploy.openvino_policy import OpenVinoPolicy
+
+        return OpenVinoPolicy(
+            path, threads=threads, precision=options.precision, tolerance=options.allowed_difference,
+            max_batch=options.max_batch,
+        )  # fmt: skip
     if runtime is Runtime.tensorrt:
         return TensorRtPolicy(path, options=options, threads=threads)
     if provider == TENSORRT_PROVIDER:
@@ -191,7 +216,7 @@ def open_policy(
     if options.precision is not Precision.fp32:
         raise DeployError(
             f"{path}: precision={options.precision.value}", expected="a TensorRT engine", got=f"runtime=onnx provider={provider}",
-            hint=f"Set runtime=tensorrt or provider={TENSORRT_PROVIDER}, or leave precision out.",
+            hint=f"Set runtime=tensorrt or provider={TENSORRT_PROVIDER} (bf16: runtime=openvino), or leave precision out.",
         )  # fmt: skip
     if provider != CUDA_PROVIDER:
         return OnnxPolicy(path, provider=provider, allow_cpu=allow_cpu, threads=threads)
@@ -205,6 +230,7 @@ def open_policy(
 
 
 def _open_tensorrt_provider(path: str | Path, *, allow_cpu: bool, threads: int, options: EngineOptions) -> OnnxPolicy:
+    _refuse_bf16(path, options)
     reference = OnnxPolicy(path, threads=threads)
     import onnxruntime
 

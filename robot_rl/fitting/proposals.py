@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -104,12 +104,11 @@ def ppo_proposals(
     features = torch.cat([data.optimizer.feature, data.optimizer_validation.feature])
     rate = config.learning_rate
     draw = WeightedRows(success_weights(data.all_rows.success)).draw if config.anchor else None
+    denoising_loss = _loss_of_features(data)
 
     def anchor(module: Any, source: torch.Generator) -> torch.Tensor:
         assert draw is not None
-        window = data.windows.window(draw(ANCHOR_BATCH, source), with_next=False)
-        loss: torch.Tensor = module.loss(window, source)[0]
-        return loss
+        return denoising_loss(module, draw(ANCHOR_BATCH, source), source)[0]
 
     for _ in range(config.proposals):
         before, optimizer_before = copy.deepcopy(policy), copy.deepcopy(optimizer.state_dict())
@@ -148,10 +147,10 @@ def imitation_proposal(
     else:
         weight = success_weights(rows.success) if method is Method.success_only else torch.ones_like(rows.reward)
     draw = WeightedRows(weight).draw
+    denoising_loss = _loss_of_features(data)
 
     def batch_loss(module: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = draw(config.train.batch_size, generator)
-        return module.loss(data.windows.window(chosen, with_next=False), generator)  # type: ignore[no-any-return, operator]
+        return denoising_loss(module, draw(config.train.batch_size, generator), generator)
 
     policy = _trainable(incumbent)
     (place / method.value).mkdir(parents=True, exist_ok=True)
@@ -160,6 +159,21 @@ def imitation_proposal(
         documents={name: documents[name] for name in ("policy", "spec", "normalizer")}, seed=seed,
     )  # fmt: skip
     yield average, {"effective_share": effective_share(weight), "windows": len(weight)}
+
+
+def _loss_of_features(
+    data: RoundData,
+) -> Callable[[Any, torch.Tensor, torch.Generator], tuple[torch.Tensor, dict[str, float]]]:
+    """Denoising loss of windows by their index, on the features of the round: the encoder is frozen, so nothing that was
+    seen is looked at twice."""
+    windows, features = data.windows.without_observations(), data.all_rows.feature
+
+    def loss(module: Any, chosen: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = chosen.to(features.device)
+        window = windows.window(chosen, with_next=False)
+        return module.loss(window, generator, condition=features[chosen])  # type: ignore[no-any-return]
+
+    return loss
 
 
 def _trainable(incumbent: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from robot_rl.engines.ranks import Ranks
 from robot_rl.errors import ConfigError, RunError
 from robot_rl.runs.checkpoint import (
     flatten_optimizer,
@@ -163,7 +164,9 @@ def train(
         RunError: when the loss is no finite number, or a checkpoint does not fit.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
+    ranks = _ranks(loss, config)
     state = _start(module, loss, config=config, run=run, seed=seed)
+    shared = ranks.shared(state.module, loss)
     torch.set_num_threads(state.threads)
     began, first = time.monotonic(), state.step
     with (
@@ -173,7 +176,8 @@ def train(
     ):
         progress.advance(state.step)
         while state.step < config.num_steps:
-            value, parts = _step(state, loss, config)
+            value, parts = _step(state, shared, config)
+            value, parts, is_stopped = ranks.agreed(value, parts, stop.requested, device=state.generator.device)
             progress.advance(1)
             if state.step % config.log_every_steps == 0 or state.step == config.num_steps:
                 rate = (state.step - first) / (time.monotonic() - began)
@@ -181,16 +185,27 @@ def train(
                 values = {"train_loss": value, "lr": learning_rate_at(state.step - 1, config), "rate_hz": rate}
                 metrics.write(state.step, {f"{prefix}/{name}": v for name, v in (values | parts).items()})
                 progress.advance(0, f"loss {value:.4f}")
-            if stop.requested or state.step % config.checkpoint_every_steps == 0 or state.step == config.num_steps:
+            if is_stopped or state.step % config.checkpoint_every_steps == 0 or state.step == config.num_steps:
                 _check_finite(value, state.step, run)
-                _save(state, run, documents)
-                if stop.requested:
+                if ranks.rank == 0:
+                    _save(state, run, documents)
+                if is_stopped:
                     log.warning("stopped by the user at step %d; continue with resume=%s", state.step, run.path)
                     raise KeyboardInterrupt
-                if on_checkpoint is not None:
+                if on_checkpoint is not None and ranks.rank == 0:
                     with progress.share("evaluation"):
                         metrics.write(state.step, on_checkpoint(state.average, state.step))
     return state.average.eval()
+
+
+def _ranks(loss: LossFunction, config: TrainConfig) -> Ranks:
+    ranks = Ranks.of_environment()
+    if ranks.count > 1 and (isinstance(loss, TargetLoss) or config.precision is Precision.auto):
+        raise ConfigError(
+            "torchrun", expected="train.precision=fp32 or bf16, and no target network", got="another",
+            hint="Processes that measure might choose differently.",
+        )  # fmt: skip
+    return ranks
 
 
 def _start(module: nn.Module, loss: LossFunction, *, config: TrainConfig, run: RunDirectory, seed: int) -> TrainState:

@@ -17,27 +17,25 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from robot_rl.algorithms.diffusion import SamplingMode
-from robot_rl.contracts import check_is_diffusion
 from robot_rl.data.disk_space import estimate
 from robot_rl.data.store import EpisodeStore
-from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.engines.tasks import EngineKind, PlayerPlan, grid_size, open_engine
 from robot_rl.errors import ConfigError, DataError
-from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
-from robot_rl.runs.checkpoint import load_policy
-from robot_rl.runs.config import build
+from robot_rl.rollout import EpisodeRecord, read_records, summarize
+from robot_rl.runs.config import config_to_json
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
 from robot_rl.specs import EnvSpec
 from robot_rl.stages.collect_teleop import SharedMode, TeleopConfig, run_teleop
-from robot_rl.stages.evaluate import check_spec
-from robot_rl.types import Episode, Source
+from robot_rl.types import Episode
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +67,9 @@ class CollectConfig:
         keep: store all episodes, or only those with success_once.
         num_envs: environments stepped side by side; does not change the data.
         first_seed: seed of the first episode; the next ones follow.
+        engine, engine_workers, engine_address: local, or ray with that many worker processes, on this machine or on the Ray at
+            that address (docs/scale.md); not with teleop.
+        task_episodes: seeds of a task, the same data on every engine; null: all at once on local, 2 num_envs on ray.
         max_tries_factor: with keep=success, give up after num_episodes times this many episodes.
         seed: of a policy's noise and of the run directory's name; the expert has its own.
         run_root: folder of run directories.
@@ -91,6 +92,10 @@ class CollectConfig:
     num_envs: int = 8
     first_seed: int = 0
     max_tries_factor: int = 10
+    engine: EngineKind = EngineKind.local
+    engine_workers: int = 1
+    engine_address: str = ""
+    task_episodes: int | None = None
     seed: int = 0
     run_root: str = "runs"
     resume: str | None = None
@@ -108,28 +113,24 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
             got=f"{config.num_episodes} and {config.num_envs}",
             hint="Set both to a positive number.",
         )
+    if config.teleop and config.engine is EngineKind.ray:
+        raise ConfigError(
+            "engine=ray",
+            expected="no teleop",
+            got="a person who drives",
+            hint="A robot is never driven from behind Ray.",
+        )
     if config.teleop:
         return run_teleop(config, run)
     if isinstance(config.mode, SharedMode):
         raise ConfigError("mode=intervene", expected="a person", got="no teleop", hint="Add teleop=<device>.")
     began = time.monotonic()
-    policy = _policy(config) if config.policy else None
-    history = 1 if policy is None else policy.config.history
-    env = build(config.env, num_envs=min(config.num_envs, config.num_episodes), history=history)
-    metadata = {"env": config.env, "protocol": env.protocol()}
-    actor: Actor
-    if policy is None:
-        actor, source = build(config.expert, spec=env.spec), Source.scripted
-        metadata |= {"collector": "scripted", "expert": config.expert}
-    else:
-        check_spec(policy.spec, env.spec, where=config.policy)
-        noise = NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape)
-        actor, source = PolicyActor(policy, noise), Source.policy
-        sampling = {"mode": policy.sampling, "sigma_min": config.sigma_min, "noise_seed": config.seed}
-        metadata |= {"collector": "policy", "policy": config.policy, **sampling}
+    size = grid_size(config.task_episodes, config.engine, num_envs=config.num_envs)
+    plan = PlayerPlan("robot_rl.stages.collect_play.make_player", config_to_json(config))
     table = run.path / "episodes.jsonl"
     with (
-        EpisodeStore.open_or_create(config.dataset, env.spec, metadata=metadata, images=config.images) as store,
+        open_engine(config.engine, plan, workers=config.engine_workers, address=config.engine_address) as engine,
+        _store(config, engine.describe()) as store,
         open(table, "a", encoding="utf-8") as file,
         MetricsWriter(run.path / "metrics.jsonl", resume_step=len(store)) as metrics,
         interruptible() as stop,
@@ -138,9 +139,18 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
         records = _played_before(table, store, config.keep)
         log.info("%s holds %d episodes, %d are wanted in all", config.dataset, len(store), config.num_episodes)
         progress.advance(len(store))
+        first = _next_seed(config, store, records)
+
+        def is_full() -> bool:
+            if stop.requested:
+                log.warning("stopped by the user: %d episodes are safe in %s", len(store), config.dataset)
+                raise KeyboardInterrupt
+            return len(store) >= config.num_episodes
 
         def on_episode(record: EpisodeRecord, episode: Episode | None) -> None:
             assert episode is not None
+            if record.seed < first or len(store) >= config.num_episodes:  # the rest of a task that is played whole
+                return
             records.append(record)
             file.write(json.dumps(record.to_json()) + "\n")
             file.flush()
@@ -150,28 +160,21 @@ def run(config: CollectConfig, run: RunDirectory) -> dict[str, Any]:
                 values |= {"total_reward": record.total_reward}
                 metrics.write(step, {f"collect/{name}": float(value) for name, value in values.items()})
                 progress.advance(1, f"{sum(r.success_once for r in records)}/{len(records)} succeeded")
-            if stop.requested:
-                log.warning("stopped by the user: %d episodes are safe in %s", len(store), config.dataset)
-                raise KeyboardInterrupt
+            is_full()
 
-        _say_room(store, env.spec, missing=config.num_episodes - len(store))
-        while len(store) < config.num_episodes:
-            seeds = [int(seed) for seed in store.seeds] + [record.seed for record in records]
-            first = max([config.first_seed, *(seed + 1 for seed in seeds)])
-            if first - config.first_seed >= config.max_tries_factor * config.num_episodes:
-                raise DataError(
-                    f"{config.policy or config.expert.get('_target_')} on {env.spec.env_id}",
-                    expected=f"{config.num_episodes} successful episodes",
-                    got=f"{len(store)} after {first - config.first_seed} tries (they are kept)",
-                    hint="Use a better expert or policy, keep=all, or a larger max_tries_factor.",
-                )
-            block = range(first, first + config.num_episodes - len(store))
-            rollout(env, actor, block, on_episode=on_episode, source=source)
-        stored, content = len(store), store.content_hash()
-    env.close()
+        _say_room(store, store.spec, missing=config.num_episodes - len(store))
+        engine.play(_tasks(config, store, records, size), on_episode, is_done=is_full)
+        if len(store) < config.num_episodes:
+            raise DataError(
+                f"{config.policy or config.expert.get('_target_')} on {store.spec.env_id}",
+                expected=f"{config.num_episodes} successful episodes",
+                got=f"{len(store)} after {_next_seed(config, store, records) - config.first_seed} tries (they are kept)",
+                hint="Use a better expert or policy, keep=all, or a larger max_tries_factor.",
+            )
+        stored, content, used = len(store), store.content_hash(), engine.summary()
     summary = summarize(records) if records else {"episodes": 0, "env_steps": 0, "success_once": None}
     summary |= {"dataset": config.dataset, "stored": stored, "content_hash": content}
-    summary |= {"seconds": time.monotonic() - began}
+    summary |= used | {"seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary
 
@@ -184,13 +187,29 @@ def _say_room(store: EpisodeStore, spec: EnvSpec, *, missing: int) -> None:
         log.warning("room for %d of %d episodes of full length", plan.steps_left // spec.max_episode_steps, missing)
 
 
-def _policy(config: CollectConfig) -> Any:
-    policy, _spec, _checkpoint = load_policy(Path(config.policy))
-    policy.eval()
-    if config.mode is None and config.sigma_min is None:
-        return policy
-    check_is_diffusion(policy, config.policy, hint="Leave mode and sigma_min out.")
-    return policy.with_mode(config.mode or policy.config.mode, sigma_min=config.sigma_min)
+def _store(config: CollectConfig, player: dict[str, Any]) -> EpisodeStore:
+    spec = EnvSpec.from_json(player["spec"])
+    metadata = {"env": config.env, "protocol": player["protocol"], **player["metadata"]}
+    return EpisodeStore.open_or_create(config.dataset, spec, metadata=metadata, images=config.images)
+
+
+def _next_seed(config: CollectConfig, store: EpisodeStore, records: Sequence[EpisodeRecord]) -> int:
+    """The first seed that was not played yet."""
+    seeds = [int(seed) for seed in store.seeds] + [record.seed for record in records]
+    return max([config.first_seed, *(seed + 1 for seed in seeds)])
+
+
+def _tasks(
+    config: CollectConfig, store: EpisodeStore, records: Sequence[EpisodeRecord], size: int | None
+) -> Iterator[range]:
+    """Seeds to play until the store is full or the tries are over; with a size, whole blocks of a grid."""
+    first = _next_seed(config, store, records)
+    limit = config.first_seed + config.max_tries_factor * config.num_episodes
+    start = first if size is None else first - (first - config.first_seed) % size
+    while len(store) < config.num_episodes and start < limit:
+        number = config.num_episodes - len(store) if size is None else size
+        yield range(start, start + number)
+        start += number
 
 
 def _played_before(table: Path, store: EpisodeStore, keep: Keep) -> list[EpisodeRecord]:

@@ -38,6 +38,7 @@ from robot_rl.deploy.inference import PolicySource, load_policy
 from robot_rl.deploy.loop_summary import EpisodeSummary
 from robot_rl.deploy.robot_card import RobotCard, load_robot_card
 from robot_rl.deploy.station import Station, StationConfig
+from robot_rl.deploy.tensorrt_policy import Runtime
 from robot_rl.errors import ConfigError, DeployError, PolicyError
 from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
@@ -90,7 +91,8 @@ class DeployConfig:
         delta_gain: above 1 where readings come late: 1 + half of their age over the arm's time constant (docs/ros2.md).
         release_stops: go on after a stop, as a person would by hand. Only for simulated robots.
         black_box: keep the last seconds of every stop (needs mcap).
-        threads: of onnxruntime.
+        runtime: what runs the policy: onnx, openvino, tensorrt, or auto, which measures first (docs/infer.md).
+        threads: of onnxruntime or OpenVINO.
         seed, run_root, resume: as in every stage.
     """
 
@@ -104,6 +106,7 @@ class DeployConfig:
     delta_gain: float = 1.0
     release_stops: bool = False
     black_box: bool = True
+    runtime: Runtime = Runtime.onnx
     threads: int = 1
     seed: int = 0
     run_root: str = "runs"
@@ -118,7 +121,7 @@ def run(config: DeployConfig, run: RunDirectory) -> dict[str, Any]:
     if config.num_episodes < 1:
         raise ConfigError("num_episodes", expected="1 or more", got=str(config.num_episodes), hint="Correct it.")
     began, card = time.monotonic(), load_robot_card(config.robot)
-    source = PolicySource(onnx=str(policy_file(config.policy)), threads=config.threads)
+    source = PolicySource(onnx=str(policy_file(config.policy)), runtime=config.runtime, threads=config.threads)
     spec = load_policy(source).spec
     rows: list[dict[str, Any]] = []
     steps = _Steps()

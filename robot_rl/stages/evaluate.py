@@ -22,24 +22,23 @@ from typing import Any
 
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.disturbance import Push, Shift
+from robot_rl.algorithms.view_shift import ViewShift
 from robot_rl.algorithms.warm_start import WarmStart
-from robot_rl.chunk_execution import DelayedActor
 from robot_rl.data.same_cameras import require_same_cameras
 from robot_rl.data.same_spec import require_same_actions
 from robot_rl.deploy.client import open_client
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.execution import ChunkRule, Execution
-from robot_rl.deploy.noise import NoiseRule, NoiseSource
-from robot_rl.deploy.onnx_policy import TENSORRT_PROVIDER
-from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, TensorRtPolicy, open_policy
+from robot_rl.deploy.noise import NoiseRule
+from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, open_policy
+from robot_rl.engines.tasks import EngineKind, PlayerPlan, blocks, grid_size, open_engine
 from robot_rl.errors import ConfigError, EnvError, PolicyError
-from robot_rl.rollout import Actor, EpisodeRecord, PolicyActor, read_records, rollout, summarize
-from robot_rl.runs.config import build, config_to_json, validate_component
+from robot_rl.rollout import EpisodeRecord, read_records, summarize
+from robot_rl.runs.config import config_to_json, validate_component
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.measures import pushed_share, throughput
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
-from robot_rl.runs.rti_verdict import warn_of
 from robot_rl.specs import EnvSpec
 
 
@@ -66,16 +65,22 @@ class EvaluateConfig:
         critic: run or checkpoint directory of `offline` whose critic chooses; empty without best_of.
         noise_rule: fixed or seeded, or null for the policy's own (an export states it; a checkpoint is seeded).
         noise_seed: of the noise, or null for the policy's own (0 for a checkpoint).
-        runtime: what runs an .onnx file: onnx (ONNX Runtime with `provider`) or tensorrt.
+        runtime: what runs an .onnx file: onnx (ONNX Runtime with `provider`), openvino, tensorrt, or auto: the fastest of them
+            here, measured for 2 s and remembered (docs/infer.md).
         provider: onnxruntime execution provider of an .onnx file.
         allow_cpu: accept the CPU when `provider` does not load; runtime=tensorrt never does.
-        engine_cache: folder of the engines that TensorRT builds, itself or as onnxruntime's provider.
-        precision: fp32, or fp16 inside a TensorRT engine.
-        threads: of onnxruntime or torch.
+        engine_cache: folder of the engines that TensorRT builds, itself or as onnxruntime's provider, and of auto's choices.
+        precision: fp32, or fp16 inside a TensorRT engine, or bf16 inside OpenVINO.
+        threads: of onnxruntime, OpenVINO or torch; runtime=auto finds its own.
         push: a push in every episode (algorithms/disturbance.py; body, impulse_n_s, action_offset, steps, first_step,
             last_step, seed), in place of the env's own; null for none. Refused by an env that can't be pushed.
         shift: starts away from those of training (xy_m, scale, bodies), likewise.
+        view_shift: other cameras, lights and colours (camera_deg, camera_m, light_stops, light_deg, hue_deg, brightness,
+            seed; algorithms/view_shift.py), likewise; `robot-rl robustness` plays several strengths.
         reset_s: seconds that a reset between two episodes takes, for successes an hour.
+        engine, engine_workers, engine_address: local, or ray with that many worker processes, on this machine or on the Ray at
+            that address (docs/scale.md).
+        task_episodes: seeds of a task, the same rows on every engine; null: all at once on local, 2 num_envs on ray.
         seed, run_root, resume: as in every stage.
     """
 
@@ -102,7 +107,12 @@ class EvaluateConfig:
     threads: int = 1
     push: Push | None = None
     shift: Shift | None = None
+    view_shift: ViewShift | None = None
     reset_s: float = 0.0
+    engine: EngineKind = EngineKind.local
+    engine_workers: int = 1
+    engine_address: str = ""
+    task_episodes: int | None = None
     seed: int = 0
     run_root: str = "runs"
     resume: str | None = None
@@ -120,31 +130,15 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
         )  # fmt: skip
     _check_best_of(config)
     _check_execution(config)
-    node, push = disturbed_env(config)
+    size = grid_size(config.task_episodes, config.engine, num_envs=config.num_envs)
+    _node, push = disturbed_env(config)
     began = time.monotonic()
-    policy: Any = load_any_policy(config) if config.policy else None
-    if config.rti is not None:
-        if not hasattr(policy, "warm_started"):
-            raise PolicyError(
-                config.policy or "expert", expected="a run or checkpoint directory of a diffusion policy for rti, without critic",
-                got=type(policy).__name__ if config.policy else "no policy", hint="Leave rti out.",
-            )  # fmt: skip
-        warn_of(config.policy)
-        policy = policy.warm_started(config.rti)
-    history = 1 if policy is None else policy.config.history
-    env = build(node, num_envs=min(config.num_envs, config.num_episodes), history=history)
-    actor: Actor
-    if policy is None:
-        actor, described = build(config.expert, spec=env.spec), {"expert": config.expert}
-    else:
-        check_spec(policy.spec, env.spec, where=config.policy)
-        actor, described = _policy_actor(policy, config)
     table = run.path / "episodes.jsonl"
     records = read_records(table)
     played = {record.seed for record in records}
-    wanted = range(config.first_seed, config.first_seed + config.num_episodes)
-    missing = [seed for seed in wanted if seed not in played]
+    plan = PlayerPlan("robot_rl.stages.evaluate_play.make_player", config_to_json(config))
     with (
+        open_engine(config.engine, plan, workers=config.engine_workers, address=config.engine_address) as engine,
         open(table, "a", encoding="utf-8") as file,
         MetricsWriter(run.path / "metrics.jsonl") as metrics,
         interruptible() as stop,
@@ -152,43 +146,52 @@ def run(config: EvaluateConfig, run: RunDirectory) -> dict[str, Any]:
     ):
         progress.advance(len(records))
 
+        def is_stopped() -> bool:
+            if stop.requested:
+                raise KeyboardInterrupt
+            return False
+
         def on_episode(record: EpisodeRecord, _episode: object) -> None:
+            if record.seed in played:  # a block that was cut in two by a kill is played whole
+                return
             records.append(record)
             file.write(json.dumps(record.to_json()) + "\n")
             file.flush()
             wins = sum(r.success_once for r in records)
             metrics.write(len(records), {"eval/success_once": wins / len(records)})
             progress.advance(1, f"{wins}/{len(records)} succeeded")
-            if stop.requested:
-                raise KeyboardInterrupt
+            is_stopped()
 
-        rollout(env, actor, missing, on_episode=on_episode)
-    protocol = env.protocol() | {
+        wanted = range(config.first_seed, config.first_seed + config.num_episodes)
+        grid = [wanted] if size is None else blocks(config.first_seed, config.num_episodes, size)
+        tasks = (
+            seeds if size else [s for s in seeds if s not in played] for seeds in grid if not played.issuperset(seeds)
+        )
+        engine.play(tasks, on_episode, is_done=is_stopped)
+        player, used = engine.describe(), engine.summary()
+    protocol = player["protocol"] | {
         "first_seed": config.first_seed,
         "num_episodes": config.num_episodes,
-        "num_envs": env.num_envs,
-        "policy": described,
+        "num_envs": player["num_envs"],
+        "policy": player["policy"],
     }
-    env.close()
+    protocol |= {} if size is None else {"task_episodes": size}
     records.sort(key=lambda record: record.seed)
-    summary = summarize(records) | throughput(records, control_hz=env.spec.control_hz, reset_s=config.reset_s)
+    summary = summarize(records) | throughput(records, control_hz=player["control_hz"], reset_s=config.reset_s)
     summary |= {} if push is None else {"push": pushed_share(records, push)}
-    # Not part of the protocol: idle envs are in the counts, and a run that was resumed has its last part alone.
-    summary |= {"chunk_execution": actor.summary()} if isinstance(actor, DelayedActor) else {}
-    summary |= {} if config.rti is None else {"rti_decisions": policy.counts.to_json()}
-    summary |= {"protocol": protocol, "seconds": time.monotonic() - began}
+    summary |= player["counts"] | used | {"protocol": protocol, "seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary
 
 
 def disturbed_env(config: EvaluateConfig) -> tuple[dict[str, Any], Push | None]:
-    """The env component with `push` and `shift` of this evaluation in it, and the push it has then.
+    """The env component with `push`, `shift` and `view_shift` of this evaluation in it, and the push it has then.
 
     Raises:
         EnvError: the environment has no such option.
         ConfigError: a wrong component.
     """
-    asked = {"push": config.push, "shift": config.shift}
+    asked = {"push": config.push, "shift": config.shift, "view_shift": config.view_shift}
     node = dict(config.env)
     known = {item.name for item in fields(validate_component(node, where="env")[1])}
     for name, wish in asked.items():
@@ -259,6 +262,11 @@ def _check_execution(config: EvaluateConfig) -> None:
             "latency_ms and chunks", expected="execution=sync, naive, async, ensemble or rtc with them", got="none",
             hint="It says what is played while the policy computes (docs/chunks.md).",
         )  # fmt: skip
+    if config.engine is EngineKind.ray and (config.execution is not None or config.rti is not None):
+        raise ConfigError(
+            "engine=ray", expected="no rti and no execution", got="one of them",
+            hint="What they count isn't gathered from several processes: use engine=local.",
+        )  # fmt: skip
     if config.execution is not None and (not config.policy or config.rti is not None):
         raise ConfigError(
             f"execution={config.execution.value}", expected="a policy, without rti",
@@ -275,37 +283,6 @@ def _with_mode(policy: Any, config: EvaluateConfig) -> Any:
             hint="Leave `mode` out for a one-step policy.",
         )  # fmt: skip
     return policy.with_mode(config.mode)
-
-
-def _policy_actor(policy: Any, config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
-    own: NoiseRule = getattr(policy, "noise_rule", NoiseRule.seeded)
-    rule = own if config.noise_rule is None else config.noise_rule
-    seed = getattr(policy, "noise_seed", 0) if config.noise_seed is None else config.noise_seed
-    noise = NoiseSource(rule=rule, seed=seed, shape=policy.noise_shape)
-    device = getattr(policy, "device", None)
-    provider = getattr(policy, "provider", None) or ("numpy" if device is None else f"torch {device}")
-    # What allow_cpu permitted runs in fp32, whatever was asked for.
-    is_engine = isinstance(policy, TensorRtPolicy) or provider == TENSORRT_PROVIDER
-    described = {
-        "path": config.policy,
-        "class": type(policy).__name__,
-        "sampling": policy.sampling,
-        "noise_rule": rule.value,
-        "noise_seed": seed,
-        "horizon": policy.config.horizon,
-        "execute": policy.config.execute,
-        "history": policy.config.history,
-        "threads": config.threads,
-        "provider": provider,
-        "precision": (config.precision if is_engine else Precision.fp32).value,
-    }
-    described |= {} if config.rti is None else {"rti": policy.describe()}
-    if config.critic:
-        described |= {"best_of": config.best_of, "critic": config.critic}
-    if config.execution is None:
-        return PolicyActor(policy, noise), described
-    delayed = DelayedActor(policy, noise, kind=config.execution, rule=config.chunks, latency_ms=config.latency_ms)
-    return delayed, described | {"execution": delayed.description}
 
 
 def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:

@@ -5,6 +5,7 @@ noise, output is the action chunk in physical units. The metadata holds EnvSpec,
 mode and the noise rule, which `evaluate` and the control loop follow.
 
 Outputs in the run directory: export/policy.onnx, export/parity.json, export/latency.json.
+The network may be rewritten before (`passes`); parity is that of the file against the policy as it was trained.
 Parity: 100 random and 100 recorded observations at batch 1, 3 and 5; an error above `tolerance` fails the stage, and
 the file is kept as policy.onnx.rejected.
 
@@ -20,7 +21,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler
 from robot_rl.deploy.noise import NoiseRule
+from robot_rl.deploy.onnx_passes import ExportPass
 from robot_rl.deploy.onnx_policy import FORMAT, OnnxPolicy, measure_latency
 from robot_rl.errors import DeployError
 from robot_rl.runs.checkpoint import load_policy
@@ -56,6 +58,8 @@ class ExportConfig:
         mode: sampling mode of a diffusion policy, or null for its own (eta1 needs K+1 draws of noise as input).
         noise_rule: fixed or seeded: how evaluate and the control loop draw the noise input.
         noise_seed: of that noise.
+        passes: exact rewrites before the export (docs/infer.md): film, conv; [] exports the network as it was trained. One that
+            finds nothing to rewrite is left out.
         tolerance: largest allowed difference to torch, action units.
         provider: onnxruntime execution provider of parity and latency.
         allow_cpu: accept the CPU when `provider` does not load.
@@ -69,6 +73,7 @@ class ExportConfig:
     mode: SamplingMode | None = None
     noise_rule: NoiseRule = NoiseRule.seeded
     noise_seed: int = 0
+    passes: tuple[ExportPass, ...] = (ExportPass.film, ExportPass.conv)
     tolerance: float = 1e-4
     provider: str = "CPUExecutionProvider"
     allow_cpu: bool = False
@@ -94,14 +99,17 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
     folder = run.path / "export"
     folder.mkdir(exist_ok=True)
     path, temporary = folder / "policy.onnx", folder / "policy.onnx.tmp"
-    write_onnx(policy, temporary, metadata=_metadata(config, policy, spec.to_json(), saved.documents))
+    cheaper, applied = rewritten(policy, config.passes)
+    names = [one.value for one in applied]
+    metadata = _metadata(config, policy, spec.to_json(), saved.documents) | {"passes": json.dumps(names)}
+    write_onnx(cheaper, temporary, metadata=metadata)
     exported = OnnxPolicy(temporary, provider=config.provider, allow_cpu=config.allow_cpu, threads=config.threads)
     cases = {"random": random_observations(policy, recorded, seed=config.seed), "recorded": recorded}
     parity = {name: parity_errors(policy, exported, case, seed=config.seed) for name, case in cases.items()}
     worst = max(error for errors in parity.values() for error in errors.values())
-    run.write_json(
-        "export/parity.json", {"tolerance": config.tolerance, "max_error": worst, "cases": PARITY_CASES, **parity}
-    )
+    rewriting = {name: _difference(policy, cheaper, case, seed=config.seed) for name, case in cases.items()}
+    facts = {"tolerance": config.tolerance, "max_error": worst, "cases": PARITY_CASES}
+    run.write_json("export/parity.json", facts | parity | {"passes": {"applied": names, "max_error_torch": rewriting}})
     if not worst <= config.tolerance:
         rejected = path.with_suffix(".onnx.rejected")
         os.replace(temporary, rejected)
@@ -115,11 +123,22 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
     with MetricsWriter(run.path / "metrics.jsonl") as metrics:
         latencies = {f"export/latency_{q}_ms": latency[f"{q}_ms"] for q in ("p50", "p99")}
         metrics.write(0, {"export/parity_max_error": worst} | latencies)
-    log.info("parity %.2g, latency p50 %.2f ms p99 %.2f ms", worst, latency["p50_ms"], latency["p99_ms"])
+    log.info(
+        "passes %s, parity %.2g, latency p50 %.2f ms p99 %.2f ms",
+        ", ".join(names) or "none", worst, latency["p50_ms"], latency["p99_ms"],
+    )  # fmt: skip
     summary = {"onnx": str(path), "bytes": path.stat().st_size, "parity_max_error": worst, "latency": latency}
+    summary |= {"passes": names}
     summary |= {"seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary
+
+
+def rewritten(policy: Any, passes: Sequence[ExportPass]) -> tuple[Any, tuple[ExportPass, ...]]:
+    """The policy in cheaper operators and the passes that applied; the policy itself where it knows none."""
+    offer = getattr(policy, "for_export", None)
+    found: tuple[Any, tuple[ExportPass, ...]] = (policy, ()) if offer is None else offer(passes)
+    return found
 
 
 class PolicyGraph(torch.nn.Module):
@@ -227,6 +246,14 @@ def parity_errors(policy: Any, exported: OnnxPolicy, observation: Observation, *
             worst = max(worst, difference if np.isfinite(difference) else float("inf"))
         errors[f"batch_{batch}"] = worst
     return errors
+
+
+def _difference(policy: Any, other: Any, observation: Observation, *, seed: int) -> float:
+    """Largest difference of two torch policies' actions, action units."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((observation.proprio.shape[0], *policy.noise_shape), generator=generator)
+    with torch.inference_mode():
+        return float((policy.act(observation, noise).actions - other.act(observation, noise).actions).abs().max())
 
 
 def _rows(observation: Observation, rows: slice) -> Observation:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from robot_rl.data.same_cameras import require_same_cameras
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler, split_by_episode
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.engines.ranks import Ranks
 from robot_rl.errors import DataError
 from robot_rl.rollout import PolicyActor, rollout, summarize
 from robot_rl.runs.checkpoint import load_policy
@@ -90,11 +91,16 @@ class ImitateConfig:
 
 
 CONFIG = ImitateConfig
+HAS_RANKS = True  # torchrun may start it
 
 
 def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     """Train and return the last metrics."""
     began = time.monotonic()
+    ranks = Ranks.of_environment()
+    config = replace(config, train=replace(config.train, device=ranks.device(config.train.device)))
+    part = ranks.part(config.train.batch_size)
+    own = {} if part is None else {"part": part}
     device = pick_device(config.train.device)
     start = _loaded(config.init, device) if config.init else None
     node = config.policy if start is None else start.node
@@ -136,7 +142,8 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     last: dict[str, float] = {}
 
     def batch_loss(module: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        return module.loss(training.sample(config.train.batch_size, generator), generator)  # type: ignore[no-any-return, operator]
+        window = training.sample(config.train.batch_size, generator)
+        return module.loss(window, generator, **own)  # type: ignore[no-any-return, operator]
 
     def on_checkpoint(average: nn.Module, step: int) -> dict[str, float]:
         values = {"train_replay_rmse": replay_rmse(average, training, seed=config.seed)}
@@ -166,7 +173,7 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
         policy, batch_loss, config=config.train, run=run, prefix="imitate", documents=documents, seed=config.seed,
         on_checkpoint=on_checkpoint,
     )  # fmt: skip
-    if not last:
+    if not last and ranks.rank == 0:
         on_checkpoint(average, config.train.num_steps)
     if env is not None:
         env.close()
@@ -215,8 +222,8 @@ def _usable_episodes(store: EpisodeStore, config: ImitateConfig) -> np.ndarray:
 
 
 def fit_normalizer(store: EpisodeStore, episodes: np.ndarray, *, keys: tuple[str, ...]) -> Normalizer:
-    """Statistics of the training episodes: observations standardised, actions to [-1, 1]. Images need none."""
-    low_dim = [key for key in keys if not key.startswith("image/")]
+    """Statistics of the training episodes: observations standardised, actions to [-1, 1]. Images and depths need none."""
+    low_dim = [key for key in keys if not key.startswith(("image/", "depth/"))]
     arrays = store.load([*low_dim, "action"])
     ends = np.cumsum(store.lengths)
     rows = np.concatenate([np.arange(ends[i] - store.lengths[i], ends[i]) for i in episodes])
@@ -236,7 +243,7 @@ def _validation_loss(policy: nn.Module, windows: WindowSampler, *, seed: int) ->
 
 def _sees(policy: Any) -> bool:
     """Whether images or points are among what the policy observes: a window of them costs far more than one of numbers."""
-    return any(key.startswith("image/") or key == "points" for key in policy.config.observation_keys)
+    return any(key.startswith(("image/", "depth/")) or key == "points" for key in policy.config.observation_keys)
 
 
 @torch.inference_mode()

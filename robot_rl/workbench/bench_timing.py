@@ -125,6 +125,7 @@ class Options:
         env: config group choice of the `env` benchmark.
         dataset: EpisodeStore for `sample` and `train`; None makes one of random numbers.
         seconds: of the longest measurement of `ros2`.
+        image_size: pixels a side of `vision`.
     """
 
     rounds: int = 15
@@ -132,6 +133,7 @@ class Options:
     env: str = "pick_cube"
     dataset: str | None = None
     seconds: float = 60.0
+    image_size: int = 128
 
 
 def interleave(contenders: Sequence[Contender], *, rounds: int) -> tuple[Measurement, ...]:

@@ -5,6 +5,8 @@
     --kind absolute --measured proprio=0:7       joint deltas to targets, or --kind delta --reference target back
     --measured proprio=18:25:quat_wxyz           the same for a pose: x y z and a rotation
     --gripper "0 closed .. 1 open"               the range of the gripper
+    --points 512 --points-low 0.2 -0.6 0 --points-high 1.2 0.6 0.6
+                                                 recorded clouds or depths to a fixed number of points, as live
 
 Only what the data declare is converted (`robot-rl data info STORE`); Euler angles are read and never written. The new store
 holds both declarations in its history. Policies and environments of another declaration refuse it.
@@ -20,10 +22,13 @@ from pathlib import Path
 
 from robot_rl.data.conversion import Conversion, Measured, Turned
 from robot_rl.data.converting import plan_convert
+from robot_rl.data.recorded_points import PointSource
 from robot_rl.data.rewriting import carry_out
 from robot_rl.data.rotations import SIZES
 from robot_rl.data.same_spec import declarations
 from robot_rl.data.store import EpisodeStore
+from robot_rl.deploy.point_cloud import PointCloudConfig, Sampling
+from robot_rl.errors import ConfigError
 from robot_rl.runs.progress import Progress
 from robot_rl.workbench.data_edit import report_text
 
@@ -45,6 +50,7 @@ def main(words: Sequence[str]) -> int:
         control_mode=asked.control_mode,
         rotation_at=None if asked.rotation_at is None else tuple(asked.rotation_at),
         gripper_at=None if asked.gripper_at is None else tuple(asked.gripper_at),
+        points=_points(asked),
     )
     with EpisodeStore.open(asked.store, mode="r") as store:
         plan = plan_convert(store, asked.target, conversion)
@@ -81,9 +87,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rotation-at", type=int, nargs="+", metavar="N", help="first element of each rotation")
     parser.add_argument("--gripper-at", type=int, nargs="+", metavar="N", help="elements that move grippers")
+    _add_points(parser)
     parser.add_argument("--dry-run", action="store_true", help="read, convert and check everything, write nothing")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
+
+
+_BOX = {"points_low": "low_m", "points_high": "high_m"}
+_POINTS = _BOX | {"points_voxel": "voxel_m", "points_sampling": "sampling", "points_seed": "seed"}
+
+
+def _add_points(parser: argparse.ArgumentParser) -> None:
+    """What of an env's `points` block the data shall get."""
+    parser.add_argument("--points", type=int, metavar="M", help="points in every cloud (deploy/point_cloud.py)")
+    for name, text in {"low": "smallest", "high": "largest"}.items():
+        parser.add_argument(
+            f"--points-{name}", type=float, nargs=3, metavar="X", help=f"{text} x y z that is kept, base frame, m"
+        )
+    parser.add_argument("--points-voxel", type=float, metavar="M", help="edge of the voxels, m (0: none)")
+    parser.add_argument("--points-sampling", choices=[s.value for s in Sampling], help="(farthest)")
+    parser.add_argument("--points-seed", type=int, metavar="N", help="of the sampling (0)")
+    parser.add_argument("--points-no-colour", action="store_true", help="x, y, z alone")
+    parser.add_argument(
+        "--points-camera", action="append", default=[], metavar="NAME", help="depth/NAME; may be given several times"
+    )
+
+
+def _points(asked: argparse.Namespace) -> PointSource | None:
+    given = {field: getattr(asked, name) for name, field in _POINTS.items() if getattr(asked, name) is not None}
+    if asked.points is None:
+        if given or asked.points_no_colour or asked.points_camera:
+            raise ConfigError(
+                "data convert", expected="--points M with the other --points-...", got="no --points",
+                hint="E.g. --points 512.",
+            )  # fmt: skip
+        return None
+    given |= {field: tuple(given[field]) for field in _BOX.values() if field in given}
+    if "sampling" in given:
+        given["sampling"] = Sampling(given["sampling"])
+    cloud = PointCloudConfig(num_points=asked.points, use_colour=not asked.points_no_colour, **given)
+    return PointSource(cloud, tuple(asked.points_camera))
 
 
 def _place(text: str, parts: int, form: str) -> list[str]:

@@ -13,7 +13,7 @@ from robot_rl.rollout import EpisodeRecord
 from robot_rl.runs.directory import RunDirectory
 
 # `history` is the number of frames the policy asks for; the episodes are the same for any.
-MAY_DIFFER = ("policy", "num_envs", "first_seed", "num_episodes", "history")
+MAY_DIFFER = ("policy", "num_envs", "task_episodes", "first_seed", "num_episodes", "history")
 
 
 @dataclass(frozen=True)

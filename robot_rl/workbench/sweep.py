@@ -1,6 +1,7 @@
 """Run a stage over seeds and grids: `robot-rl sweep <stage> [key=value] [key=a,b,c] --seeds 0,1,2 --jobs 1`.
 
-Every member is an ordinary run of the stage in a process of its own, below `<folder>/members`. `sweep.json` says which
+Every member is an ordinary run of the stage in a process of its own, below `<folder>/members`; with `--slurm` in a job of
+its own, with `--ray` in a task of Ray (docs/scale.md). `sweep.json` says which
 are finished; calling with `--resume FOLDER` runs those that are missing. The table pools nothing silently: one line a
 member, then one line a setting with the mean over seeds, the spread of the seeds, and, when the members count
 successes, the pooled count beside the lowest and highest seed.
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.algorithms.statistics import proportion
+from robot_rl.engines.jobs import Job, Launcher, LocalLauncher, RayLauncher, SlurmLauncher
 from robot_rl.errors import ConfigError, RunError, closest
 from robot_rl.runs.directory import write_json
 from robot_rl.stages import STAGES
@@ -53,11 +54,13 @@ def main(words: Sequence[str]) -> int:
         RunError: `--resume` names no sweep.
     """
     options = _parser().parse_intermixed_args(list(words))
+    slurm = _slurm_options(options)
     folder, plan = _resumed(options.resume) if options.resume else _new(options)
     members = [Member(tuple(item["setting"]), item["seed"]) for item in plan["members"]]
     missing = [member for member in members if plan["results"].get(member.name, {}).get("code") != 0]
     print(f"sweep {folder}: {len(members)} members, {len(members) - len(missing)} finished", file=sys.stderr)
-    interrupted = _run_members(folder, plan, missing, jobs=options.jobs)
+    launcher = _launcher(folder, options, slurm)
+    interrupted = _run_members(folder, plan, missing, jobs=options.jobs, launcher=launcher)
     rows = summarize(plan)
     write_json(folder / "sweep.json", plan | {"summary": rows})
     print(json.dumps({"sweep": str(folder), "rows": rows}) if options.json else as_columns(_cells(rows)))
@@ -150,10 +153,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value[,value]")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas (default 0,1,2)")
     parser.add_argument("--jobs", type=int, default=1, help="members that run at the same time (default 1)")
+    parser.add_argument("--slurm", action="store_true", help="members are jobs of Slurm, --jobs of them at a time")
+    parser.add_argument("--ray", default="", metavar="ADDRESS", help="members are tasks of the Ray there, host:port")
+    parser.add_argument("--slurm-options", default="", metavar="KEY=VALUE,...", help="of submitit, e.g. timeout_min=60")
     parser.add_argument("--folder", type=Path, help="of the sweep (default runs/<date>_<time>_sweep_<stage>)")
     parser.add_argument("--resume", type=Path, help="sweep folder to continue")
     parser.add_argument("--json", action="store_true")
     return parser
+
+
+def _launcher(folder: Path, options: argparse.Namespace, slurm: dict[str, str]) -> Launcher:
+    if options.slurm and options.ray:
+        raise ConfigError("sweep", expected="--slurm or --ray", got="both", hint="Leave one out.")
+    if options.ray:
+        return RayLauncher(options.ray, options.jobs)
+    return SlurmLauncher(folder / "slurm", slurm) if options.slurm else LocalLauncher()
+
+
+def _slurm_options(options: argparse.Namespace) -> dict[str, str]:
+    pairs = [word.partition("=") for word in options.slurm_options.split(",") if word]
+    if (pairs and not options.slurm) or not all(key and value for key, _, value in pairs):
+        raise ConfigError(
+            "--slurm-options", expected="key=value,key=value, together with --slurm", got=options.slurm_options,
+            hint="E.g. --slurm --slurm-options timeout_min=60,cpus_per_task=4.",
+        )  # fmt: skip
+    return {key: value for key, _, value in pairs}
 
 
 def _new(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
@@ -203,33 +227,34 @@ def _resumed(folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder, plan
 
 
-def _run_members(folder: Path, plan: dict[str, Any], missing: Sequence[Member], *, jobs: int) -> bool:
+def _run_members(
+    folder: Path, plan: dict[str, Any], missing: Sequence[Member], *, jobs: int, launcher: Launcher
+) -> bool:
     """Run the members, `jobs` at a time; returns whether the user stopped it. The table is on disk after each."""
-    waiting, running = list(missing), dict[Member, subprocess.Popen[str]]()
+    waiting, running = list(missing), dict[Member, Job]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 member = waiting.pop(0)
-                running[member] = _start(folder, plan, member)
+                running[member] = _start(folder, plan, member, launcher)
                 print(f"started {member.name}", file=sys.stderr)
-            for member, process in list(running.items()):
-                if process.poll() is not None:
-                    plan["results"][member.name] = _result(folder, member, process)
+            for member, job in list(running.items()):
+                code = job.poll()
+                if code is not None:
+                    plan["results"][member.name] = _result(folder, member, code)
                     write_json(folder / "sweep.json", plan)
                     del running[member]
             time.sleep(0.1)
     except KeyboardInterrupt:
         # The terminal sent Ctrl-C to the members too; they save and end by themselves.
-        for member, process in running.items():
-            process.terminate()
-            process.wait()
-            plan["results"][member.name] = _result(folder, member, process)
+        for member, job in running.items():
+            plan["results"][member.name] = _result(folder, member, job.end())
         return True
     return False
 
 
-def _start(folder: Path, plan: dict[str, Any], member: Member) -> subprocess.Popen[str]:
-    """A member's process: a run that was stopped earlier is continued, otherwise a new one begins."""
+def _start(folder: Path, plan: dict[str, Any], member: Member, launcher: Launcher) -> Job:
+    """A member's job: a run that was stopped earlier is continued, otherwise a new one begins."""
     earlier = plan["results"].get(member.name, {}).get("run")
     words = [plan["stage"], "--json", "--quiet"]
     if earlier:
@@ -238,8 +263,9 @@ def _start(folder: Path, plan: dict[str, Any], member: Member) -> subprocess.Pop
         words += [*plan["fixed"], *member.setting, f"seed={member.seed}", f"run_root='{_place(folder, member)}'"]
     _place(folder, member).mkdir(parents=True, exist_ok=True)
     out = _place(folder, member) / "stdout.json"
-    with open(out, "w", encoding="utf-8") as file, open(out.with_name("stderr.txt"), "a", encoding="utf-8") as errors:
-        return subprocess.Popen([sys.executable, "-m", "robot_rl", *words], stdout=file, stderr=errors, text=True)
+    errors = out.with_name("stderr.txt")
+    errors.touch()  # a job of Slurm may end before it begins
+    return launcher.start(words, out, errors)
 
 
 def _place(folder: Path, member: Member) -> Path:
@@ -247,11 +273,11 @@ def _place(folder: Path, member: Member) -> Path:
     return folder / "members" / plain
 
 
-def _result(folder: Path, member: Member, process: subprocess.Popen[str]) -> dict[str, Any]:
+def _result(folder: Path, member: Member, code: int) -> dict[str, Any]:
     place = _place(folder, member)
     runs = sorted(path for path in place.iterdir() if (path / "status.json").exists())
-    result: dict[str, Any] = {"code": process.returncode, "run": str(runs[-1]) if runs else None}
-    if process.returncode == 0:
+    result: dict[str, Any] = {"code": code, "run": str(runs[-1]) if runs else None}
+    if code == 0:
         result["summary"] = json.loads((place / "stdout.json").read_text(encoding="utf-8"))
     else:
         lines = (place / "stderr.txt").read_text(encoding="utf-8").strip().splitlines()

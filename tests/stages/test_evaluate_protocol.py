@@ -14,7 +14,8 @@ from robot_rl.deploy.onnx_policy import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PR
 from robot_rl.deploy.tensorrt_policy import TensorRtPolicy
 from robot_rl.errors import PolicyError
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
-from robot_rl.stages.evaluate import EvaluateConfig, _policy_actor, check_spec
+from robot_rl.stages.evaluate import EvaluateConfig, check_spec
+from robot_rl.stages.evaluate_play import policy_actor
 
 
 class Named:
@@ -58,7 +59,7 @@ ON_GPU = "TensorRT 10.9 fp16 on NVIDIA L4"
 )
 def test_provider_and_precision_are_what_ran(policy: Any, asked: Precision, provider: str, precision: str) -> None:
     config = EvaluateConfig(policy="p", precision=asked, provider=TENSORRT_PROVIDER)
-    described = _policy_actor(policy, config)[1]
+    described = policy_actor(policy, config)[1]
     assert (described["provider"], described["precision"]) == (provider, precision)
 
 

@@ -142,7 +142,10 @@ def test_other_nets_and_predictions_pass_through_every_stage(place: Path, word: 
     (student,) = folder.glob("*_distill_onestep_*")
     robot_rl("export", f"policy={student}", "dataset=demos.zarr", "latency_calls=5", root, cwd=place)
     (exported,) = folder.glob("*_export_*")
-    assert json.loads((exported / "export/parity.json").read_text())["max_error"] <= 1e-4
+    parity = json.loads((exported / "export/parity.json").read_text())
+    assert parity["max_error"] <= 1e-4
+    assert parity["passes"]["applied"] == ([] if value == "transformer" else ["film"])
+    assert max(parity["passes"]["max_error_torch"].values()) <= (0.0 if value == "transformer" else 1e-5)
     runs = []
     for provider, policy in (("torch cpu", student), ("CPUExecutionProvider", exported / "export/policy.onnx")):
         words = [*POINT, f"policy={policy}", "num_episodes=3", f"{root}/{len(runs)}"]

@@ -286,19 +286,34 @@ def test_train_flops_against_the_closed_form(monkeypatch: pytest.MonkeyPatch) ->
 @needs_onnx
 def test_infer_measures_equal_policies_and_refuses_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bench_infer, "NETS", ("mlp",))
+    monkeypatch.setattr(bench_infer, "ROUND_S", 0.0)
+    monkeypatch.setattr(bench_infer, "find_spec", lambda name: None)
     report = bench_infer.run(Options(rounds=1))
+    rows = [
+        f"mlp {s} {r}"
+        for s, r in (("DDPM-100", "torch"), *((s, r) for s in ("DDIM-10", "one step") for r in ("torch", "onnx")))
+    ]
     assert [m.name for m in report.measurements] == [
-        "mlp eager, 10 steps", "mlp ONNX, 10 steps", "mlp eager, 1 step", "mlp ONNX, 1 step",
+        "mlp bare forward, torch", "mlp read weights", "mlp matmul", *rows,
     ]  # fmt: skip
-    assert max(report.facts["mlp"][f"max_error_{k}_steps"] for k in (1, 10)) < 1e-4
+    facts = report.facts["mlp"]
+    assert facts["max_error"].keys() == {"DDIM-10 onnx", "one step onnx"}
+    # enter, two residual blocks of two layers, leave, and the two layers of the level's network: 2 FLOP a weight, no biases
+    assert facts["flop"] == 2 * sum(
+        w.numel() for w in bench_infer.random_policy("mlp").denoiser.parameters() if w.ndim == 2
+    )
+    assert facts["weight_bytes"] == 4 * facts["parameters"]
+    seconds = max(facts["weight_bytes"] / facts["gb_per_s"] / 1e9, facts["flop"] / facts["gflop_per_s"] / 1e9)
+    assert facts["floor_ms"] == pytest.approx(1e3 * seconds)
+    table = report.facts["table"]
+    assert [" ".join(line[:3]) for line in table[1:]] == [*rows, "mlp bare forward torch"]
+    ddim = next(line for line in table if line[1:3] == ["DDIM-10", "onnx"])
+    assert float(ddim[9].removesuffix(" %")) == pytest.approx(1e3 * facts["floor_ms"] / float(ddim[8]), abs=1)
     first = report.comparisons[0]
-    assert (first.ours, first.peer, first.target) == ("mlp ONNX, 1 step", "mlp eager, 10 steps", 8.0)
-    student = bench_infer._policy("mlp").one_step_student(1)
-    exported = bench_infer._exported(student, tmp_path / "policy.onnx", threads=1)
-    with torch.no_grad():
-        next(iter(student.denoiser.parameters())).add_(0.5)
+    assert (first.ours, first.peer, first.target) == ("mlp one step onnx", "mlp DDIM-10 torch", 60.0)
+    assert "pip install" in report.facts["openvino"]
     with pytest.raises(DeployError, match="a faster wrong policy"):
-        bench_infer._decisions(student, exported)
+        bench_infer.checked(np.zeros(3), np.array([0.0, float("nan"), 0.0]), "x")
 
 
 def test_ceilings_count_bytes_and_products(monkeypatch: pytest.MonkeyPatch) -> None:
