@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from robot_rl.contracts import Robot
+from robot_rl.data.delays import KEY, load_delays_for
 from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.inference import PolicySource, ProcessPolicy
 from robot_rl.deploy.robot_card import load_robot_card
@@ -94,6 +96,7 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
     with ExitStack() as undo:
         robot = robot_of(config)
         undo.callback(robot.close)
+        delays = _delays(config.session.recording.delays, robot)
         device = build(config.teleop)
         undo.callback(device.close)
         panel: OperatorPanel = device if isinstance(device, OperatorPanel) else TerminalPanel()
@@ -104,6 +107,7 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
         facts = {
             "collector": "intervene" if config.policy else "teleop", "policy": config.policy, "device": device.name,
             "operator": config.session.operator, "robot": robot.card.name,
+            **delays,
         }  # fmt: skip
         recorder = Recorder(store, layout_for(robot.spec, robot.card), config.session.recording, facts=facts)
         # An edit of saved episodes puts another store in its place.
@@ -159,6 +163,14 @@ def _store(config: Any, robot: Robot, device: str) -> EpisodeStore:
     there = len(store)
     log.info("%s: have %d, will record %d", config.dataset, there, max(config.num_episodes - there, 0))
     return store
+
+
+def _delays(file: str, robot: Robot) -> dict[str, Any]:
+    """What the metadata of each episode say of delays: those of a file, if they are of this robot and its cameras."""
+    if not file:
+        return {}
+    cameras = tuple(key.removeprefix("image/") for key in robot.spec.observation if key.startswith("image/"))
+    return {KEY: load_delays_for(Path(file), card=robot.card.name, cameras=cameras).to_json()}
 
 
 def _scene(config: Any, robot: Any) -> Any:

@@ -37,6 +37,7 @@ class RecordingConfig:
         last_s: of the past that "save_last" makes an episode of.
         ring_bytes: of frames that are kept for both; less of the past when they are large.
         sync_s: at most so much is lost in a power cut.
+        delays: file of `robot-rl calibrate latency`, stored with every episode; "": none.
     """
 
     max_queued: int = 200
@@ -44,6 +45,7 @@ class RecordingConfig:
     last_s: float = 10.0
     ring_bytes: int = 1 << 29
     sync_s: float = 0.5
+    delays: str = ""
 
 
 @dataclass(frozen=True)

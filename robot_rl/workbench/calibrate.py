@@ -1,10 +1,11 @@
-"""Calibrate cameras with a ChArUco board: print it, measure a lens, measure where a camera sits on a robot.
+"""Calibrate cameras with a ChArUco board (print it, measure a lens, where a camera sits on a robot), and delays.
 
     robot-rl calibrate board --output board.pdf
     robot-rl calibrate camera --name wrist --images pictures/ --output wrist.json
     robot-rl calibrate camera --name wrist --images pictures/ --output wrist.json camera=uvc camera.name=wrist camera.device=...
     robot-rl calibrate hand-eye --name wrist --images poses/ --poses poses.json --intrinsics wrist.json \\
         --mounting eye_in_hand --robot fr3 --output wrist_on_fr3.json
+    robot-rl calibrate latency --help       (of a robot and of cameras; it has options of its own)
 
 With `camera=...` pictures are taken first, into the empty folder --images. Every residual is judged against a stated limit;
 what breaks one is named, nothing is stored then, and the exit code is 1. See docs/cameras.md.
@@ -29,15 +30,21 @@ from robot_rl.workbench.calibrate_poses import match_pictures, read_poses
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one of the three and print its table.
+    """Run one of the four and print its table.
 
     Raises:
         ConfigError: wrong words, or a board that can't be.
         DataError: pictures or poses from which nothing follows.
     """
+    if words and words[0] == "latency":
+        from robot_rl.workbench.calibrate_latency import main as latency
+
+        return latency(words[1:])
     asked = _parser().parse_intermixed_args(list(words))
     if asked.what != "camera" and asked.words:
         raise ConfigError(f"calibrate {asked.what}", expected="options only", got=" ".join(asked.words), hint="")
+    if asked.what == "latency":
+        raise ConfigError("calibrate latency", expected="the word latency first", got=" ".join(words), hint="")
     return {"board": _board, "camera": _camera, "hand-eye": _hand_eye}[asked.what](asked)
 
 
@@ -154,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="robot-rl calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("what", choices=("board", "camera", "hand-eye"))
+    parser.add_argument("what", choices=("board", "camera", "hand-eye", "latency"))
     parser.add_argument("words", nargs="*", help="camera: camera=<choice> camera.key=value takes pictures first")
     parser.add_argument(
         "--output", type=Path, required=True, help="of the page (.pdf, .png) or the calibration (.json)"
