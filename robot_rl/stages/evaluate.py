@@ -47,8 +47,8 @@ class EvaluateConfig:
     """Configuration of `robot-rl evaluate`.
 
     Attributes:
-        policy: run directory, checkpoint directory, .onnx file, or ws://host:port of `robot-rl serve`; empty to evaluate
-            the expert.
+        policy: run directory (that of `export` too), checkpoint directory, .onnx file, or ws://host:port of
+            `robot-rl serve`; empty to evaluate the expert.
         env: component: which environment.
         expert: component: who acts when `policy` is empty.
         num_episodes: how many seeds, from first_seed on.
@@ -214,12 +214,13 @@ def load_any_policy(config: EvaluateConfig) -> Any:
                 hint="Give `robot-rl serve` the mode.",
             )  # fmt: skip
         return open_client({"uri": config.policy})
-    if config.policy.endswith(".onnx"):
+    exported = Path(config.policy) / "export" / "policy.onnx"
+    if config.policy.endswith(".onnx") or exported.is_file():
         # At least 16, so that one engine serves most numbers of envs.
         max_batch = max(EngineOptions().max_batch, config.num_envs)
         return open_policy(
-            config.policy, runtime=config.runtime, provider=config.provider, allow_cpu=config.allow_cpu,
-            threads=config.threads,
+            str(exported) if exported.is_file() else config.policy, runtime=config.runtime, provider=config.provider,
+            allow_cpu=config.allow_cpu, threads=config.threads,
             options=EngineOptions(cache=config.engine_cache, precision=config.precision, max_batch=max_batch),
         )  # fmt: skip
     if config.runtime is not Runtime.onnx or config.precision is not Precision.fp32:

@@ -1,0 +1,78 @@
+"""The tutorials (docs/tutorials/*.md), run as a reader runs them: every block of bash, in one folder, page behind page.
+
+A block ```bash is run; the block ```text behind it is what it prints (standard output), line for line: `<n>` stands for any text,
+a line `...` for any number of lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for name in ("torch", "onnxruntime", "websockets", "pyarrow"):
+    pytest.importorskip(name)
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+BLOCK = re.compile(r"^```(bash|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SECONDS = 400
+
+
+def steps(page: str) -> list[tuple[str, str | None]]:
+    """(commands, what they print or None) of a page."""
+    out: list[tuple[str, str | None]] = []
+    for kind, text in BLOCK.findall(page):
+        if kind == "bash":
+            out.append((text, None))
+        else:
+            assert out, "a text block without commands before it"
+            assert out[-1][1] is None, "two text blocks behind one bash block"
+            out[-1] = (out[-1][0], text)
+    return out
+
+
+def pattern(shown: str) -> re.Pattern[str]:
+    lines = []
+    for line in shown.splitlines():
+        exact = ".*".join(re.escape(part) for part in line.split("<n>"))
+        lines.append(r"(?:.*\n)*?" if line == "..." else exact + r"\n")
+    return re.compile("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tutorials")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page(page: Path, folder: Path) -> None:
+    """All blocks of a page in one shell, so that a job of one block can be ended by another."""
+    blocks = steps(page.read_text(encoding="utf-8"))
+    assert blocks
+    script = "set -euo pipefail\n" + "".join(f"{commands}\necho '%%% {i}'\n" for i, (commands, _) in enumerate(blocks))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False,
+        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{page.name}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    printed = re.split(r"^%%% \d+\n", done.stdout, flags=re.MULTILINE)
+    for (commands, shown), text in zip(blocks, printed, strict=False):
+        if shown is not None:
+            assert pattern(shown).fullmatch(text), (
+                f"{page.name}:\n{commands}\nprinted:\n{text}\nthe page says:\n{shown}"
+            )
+
+
+def test_what_a_page_says_can_be_wrong() -> None:
+    assert pattern("a\n...\nb <n> c\n").fullmatch("a\nx\ny\nb 12 c\n")
+    assert pattern("a\n...\nb <n> c\n").fullmatch("a\nb 12 c\n")
+    assert not pattern("a\nb\n").fullmatch("a\nx\nb\n")
+    assert not pattern("k: <n>\n").fullmatch("l: 3\n")
+    assert not pattern("a\n").fullmatch("a\nb\n")
+    assert steps("```bash\na\n```\n\n```text\nb\n```\n\n```bash\nc\n```\n") == [("a\n", "b\n"), ("c\n", None)]
