@@ -142,13 +142,3 @@ def test_a_folder_that_can_not_be_written_is_named(
     (tmp_path / "file").write_text("")
     with pytest.raises(DeployError, match="Set engine_cache"):
         tune(path, tmp_path / "file")
-
-
-def test_with_openvino_it_is_tried_too(toy: Any, path: Path, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    policy = open_policy(path, runtime=Runtime.auto, options=EngineOptions(cache=str(tmp_path), max_batch=1))
-    (file,) = (tmp_path / "autotune").iterdir()
-    trials = json.loads(file.read_text())["trials"]
-    assert {trial["runtime"] for trial in trials} == {"onnx", "openvino"}
-    assert all(trial["max_error"] <= 1e-5 and trial["calls"] > 0 for trial in trials)
-    np.testing.assert_allclose(policy.act(*toy.observe(1)).actions, toy.by_hand(*toy.observe(1)), atol=1e-5)
