@@ -109,6 +109,14 @@ class OnnxPolicy:
         return NoiseSource(rule=self.noise_rule, seed=self.noise_seed, shape=self.noise_shape)
 
 
+def exported_file(policy: str) -> Path | None:
+    """The .onnx file that `policy` names: that file (which may be missing), or the one of a run of `export`; None: neither."""
+    inside = Path(policy) / "export" / "policy.onnx"
+    if policy.endswith(".onnx"):
+        return Path(policy)
+    return inside if policy and inside.is_file() else None
+
+
 def _open_session(
     path: str, *, provider: str, allow_cpu: bool, threads: int, provider_options: Mapping[str, str]
 ) -> Any:

@@ -36,6 +36,7 @@ from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.control_loop import ControlLoop
 from robot_rl.deploy.inference import PolicySource, load_policy
 from robot_rl.deploy.loop_summary import EpisodeSummary
+from robot_rl.deploy.onnx_policy import exported_file
 from robot_rl.deploy.robot_card import RobotCard, load_robot_card
 from robot_rl.deploy.station import Station, StationConfig
 from robot_rl.deploy.tensorrt_policy import Runtime
@@ -180,13 +181,12 @@ def policy_file(policy: str) -> Path:
     Raises:
         PolicyError: there is none.
     """
-    path = Path(policy)
-    found = path if path.suffix == ".onnx" else path / "export" / "policy.onnx"
-    if policy and found.is_file():
+    found = exported_file(policy)
+    if found is not None and found.is_file():
         return found
     raise PolicyError(
         f"policy={policy}", expected="an exported policy: an .onnx file or a run directory of `export`",
-        got="a directory without export/policy.onnx" if policy and path.is_dir() else "none",
+        got="a directory without export/policy.onnx" if policy and Path(policy).is_dir() else "none",
         hint=f"Run `robot-rl export policy={policy or '<run>'}` and give its run directory.",
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ from robot_rl.deploy.client import open_client
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.execution import ChunkRule, Execution
 from robot_rl.deploy.noise import NoiseRule
+from robot_rl.deploy.onnx_policy import exported_file
 from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, open_policy
 from robot_rl.engines.tasks import EngineKind, PlayerPlan, blocks, grid_size, open_engine
 from robot_rl.errors import ConfigError, EnvError, PolicyError
@@ -214,13 +215,12 @@ def load_any_policy(config: EvaluateConfig) -> Any:
                 hint="Give `robot-rl serve` the mode.",
             )  # fmt: skip
         return open_client({"uri": config.policy})
-    exported = Path(config.policy) / "export" / "policy.onnx"
-    if config.policy.endswith(".onnx") or exported.is_file():
+    exported = exported_file(config.policy)
+    if exported is not None:
         # At least 16, so that one engine serves most numbers of envs.
         max_batch = max(EngineOptions().max_batch, config.num_envs)
         return open_policy(
-            str(exported) if exported.is_file() else config.policy, runtime=config.runtime, provider=config.provider,
-            allow_cpu=config.allow_cpu, threads=config.threads,
+            exported, runtime=config.runtime, provider=config.provider, allow_cpu=config.allow_cpu, threads=config.threads,
             options=EngineOptions(cache=config.engine_cache, precision=config.precision, max_batch=max_batch),
         )  # fmt: skip
     if config.runtime is not Runtime.onnx or config.precision is not Precision.fp32:
@@ -250,7 +250,7 @@ def _check_best_of(config: EvaluateConfig) -> None:
             "evaluate", expected="best_of=1, or best_of=<more> with critic=<run directory of `robot-rl offline`>",
             got=f"best_of={config.best_of} critic={config.critic!r}", hint="The critic chooses among the chunks.",
         )  # fmt: skip
-    if config.critic and (not config.policy or config.policy.endswith(".onnx")):
+    if config.critic and (not config.policy or exported_file(config.policy) is not None):
         raise PolicyError(
             config.policy or "expert", expected="a run or checkpoint directory of a diffusion policy for best_of and critic",
             got="an .onnx file" if config.policy else "no policy", hint="Give the run that was exported.",

@@ -97,3 +97,12 @@ def test_wrong_words(place: Path, words: list[str], code: int, part: str) -> Non
     done = robot_rl("evaluate", *ENV, *given, "num_episodes=2", "run_root=wrong", cwd=place, code=code)
     assert part in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_of_export_is_an_exported_policy_too(place: Path) -> None:
+    """It was played, and the critic left out without a word."""
+    (place / "exported" / "export").mkdir(parents=True)
+    (place / "exported" / "export" / "policy.onnx").touch()
+    words = ["policy=exported", "best_of=4", f"critic={only(place / 'offline')}", "num_episodes=2", "run_root=wrong"]
+    done = robot_rl("evaluate", *ENV, *words, cwd=place, code=1)
+    assert "expected a run or checkpoint directory of a diffusion policy for best_of and critic" in done.stderr
