@@ -13,26 +13,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from doc_blocks import ROOT, blocks_in
 
 for name in ("torch", "onnxruntime", "websockets", "pyarrow"):
     pytest.importorskip(name)
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-BLOCK = re.compile(r"^```(bash|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SECONDS = 400
 
 
 def steps(page: str) -> list[tuple[str, str | None]]:
     """(commands, what they print or None) of a page."""
     out: list[tuple[str, str | None]] = []
-    for kind, text in BLOCK.findall(page):
-        if kind == "bash":
-            out.append((text, None))
-        else:
+    for block in blocks_in(page, page="tutorial"):
+        if block.language == "bash":
+            out.append((f"{block.text}\n", None))
+        elif block.language == "text":
             assert out, "a text block without commands before it"
             assert out[-1][1] is None, "two text blocks behind one bash block"
-            out[-1] = (out[-1][0], text)
+            out[-1] = (out[-1][0], f"{block.text}\n")
     return out
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,14 +80,6 @@ class Delays:
     def to_json(self) -> dict[str, Any]:
         """JSON types."""
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
-
-
-def save_delays(path: Path, delays: Delays) -> None:
-    """Write the file in one piece; a former one of that name is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(delays.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def load_delays(path: Path) -> Delays:

@@ -111,9 +111,8 @@ class ActionReader:
         start = self._start(reading.position, None if sent is None else sent.position, size=len(values))
         if start is None:
             return None, Reason.measured_not_finite
-        return start + values * (
-            self._period_s if self._meaning.kind is ActionKind.velocity else self._gain
-        ), Reason.none
+        reach = self._period_s if self._meaning.kind is ActionKind.velocity else self._gain
+        return start + values * reach, Reason.none
 
     def _pose(self, values: np.ndarray, reading: Reading, sent: Goal | None) -> tuple[np.ndarray | None, Reason]:
         kind, start = self._meaning.kind, self._start(reading.pose, None if sent is None else sent.pose, size=7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,26 +34,26 @@ Anchor = Callable[[Any, torch.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """The part of `online.OnlineConfig` that learning needs; the fields mean what they mean there."""
+    """The part of `online.OnlineConfig` that learning needs; fields mean what they mean there, and defaults are there."""
 
-    policy: str = ""
-    critic: dict[str, Any] = field(default_factory=dict)
-    intervener: dict[str, Any] = field(default_factory=dict)
-    demonstrations: list[str] = field(default_factory=list)
-    imitate_successes: bool = False
-    warmup_iterations: int = 1
-    gamma: float = 0.98
-    trace: float = 0.95
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    ppo: OnlinePpoConfig = field(default_factory=OnlinePpoConfig)
-    value: ValueConfig = field(default_factory=ValueConfig)
-    student: StudentConfig = field(default_factory=StudentConfig)
-    train_encoder: bool = False
-    sigma_min: float | None = None
-    max_kl: float = 2.0
-    device: str = "cpu"
-    threads: int = 1
-    seed: int = 0
+    policy: str
+    critic: dict[str, Any]
+    intervener: dict[str, Any]
+    demonstrations: list[str]
+    imitate_successes: bool
+    warmup_iterations: int
+    gamma: float
+    trace: float
+    reward: RewardConfig
+    ppo: OnlinePpoConfig
+    value: ValueConfig
+    student: StudentConfig
+    train_encoder: bool
+    sigma_min: float | None
+    max_kl: float
+    device: str
+    threads: int
+    seed: int
 
     @classmethod
     def of(cls, config: Any) -> LearningConfig:

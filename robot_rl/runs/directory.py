@@ -129,6 +129,18 @@ class RunDirectory:
             "status.json", {"state": RunState(state).value, **identity, "pid": os.getpid(), "time": now, **info}
         )
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Its state while a stage runs inside it, and what became of it; whatever ends the stage (Ctrl-C too) goes on."""
+        self.set_status(RunState.running)
+        try:
+            yield
+        except BaseException as error:
+            state = RunState.interrupted if isinstance(error, KeyboardInterrupt) else RunState.failed
+            self.set_status(state, message=str(error))
+            raise
+        self.set_status(RunState.finished)
+
     def write_json(self, name: str, value: Any) -> Path:
         """Write `name` below this directory in one piece (synced, then renamed) and return its path.
 
@@ -164,6 +176,12 @@ class RunDirectory:
             root.removeHandler(handler)
             root.setLevel(level_before)
             handler.close()
+
+
+def command_of(run: Path) -> str:
+    """The command line that made a run; "" where it was not kept."""
+    path = run / "command.txt"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -174,16 +174,14 @@ class _Chain:
         began = time.monotonic()
         earlier = 0.0 if known is None else known["seconds"]
         self._remember(name, state="running", run=str(child.path), seconds=earlier)
-        child.set_status("running")
         log.info("%s: %s", name, child.path)
         try:
-            summary = function(config, child)
-        except BaseException as error:
+            with child.running():
+                summary = function(config, child)
+        except BaseException:
             # Whatever ends a stage (Ctrl-C too), its time and its state are kept for the resume.
             self._remember(name, state="stopped", run=str(child.path), seconds=earlier + time.monotonic() - began)
-            child.set_status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", message=str(error))
             raise
-        child.set_status("finished")
         seconds = earlier + time.monotonic() - began
         self._remember(name, state="finished", run=str(child.path), seconds=seconds, summary=summary)
         return summary

@@ -18,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robot_rl.errors import ConfigError, RunError
-from robot_rl.runs.config import config_to_json, config_to_yaml, load_config, read_config
+from robot_rl.errors import ConfigError
+from robot_rl.runs.config import config_to_json, load_config
 from robot_rl.runs.directory import RunDirectory, write_json
+from robot_rl.runs.kept_run import finished_run
 from robot_rl.runs.provenance import origin
 from robot_rl.runs.training import TrainConfig
 from robot_rl.stages import collect, evaluate, imitate
@@ -131,36 +132,9 @@ def _fine_tuning(config: EvaluateConfig, asked: argparse.Namespace, *, dataset: 
 
 
 def _stage(root: Path, name: str, function: Callable[..., dict[str, Any]], config: Any) -> Path:
-    """The finished run of a stage below `root`; made or continued when it is not there.
-
-    Raises:
-        RunError: the run there has another configuration.
-    """
-    config = replace(config, run_root=str(root))
-    found = sorted(path.parent for path in root.glob("*/status.json"))
-    if not found:
-        words = ["robot-rl", name, f"(of robot-rl adapt, {root})"]
-        yaml = config_to_yaml(config)
-        run = RunDirectory.create(root, stage=name, task="adapt", seed=config.seed, config_yaml=yaml, command=words)
-    else:
-        run = RunDirectory.open(found[-1])
-        if config_to_json(read_config(type(config), run.path / "config.yaml")) != config_to_json(config):
-            raise RunError(
-                str(run.path), expected="the configuration of this command", got="another one",
-                hint="Give another --folder, or the words of then.",
-            )  # fmt: skip
-        if run.read_json("status.json")["state"] == "finished":
-            return run.path
-    log.info("%s: %s", name, run.path)
-    run.set_status("running")
-    try:
-        function(config, run)
-    except BaseException as error:
-        # Whatever ends a stage (Ctrl-C too), its state is kept for the next call.
-        run.set_status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", message=str(error))
-        raise
-    run.set_status("finished")
-    return run.path
+    words = ["robot-rl", name, f"(of robot-rl adapt, {root})"]
+    hint = "Give another --folder, or the words of then."
+    return finished_run(root, name, function, config, task="adapt", command=words, hint=hint).path
 
 
 def _compared(before: Path, after: Path) -> dict[str, Any]:

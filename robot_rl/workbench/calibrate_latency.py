@@ -20,9 +20,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from robot_rl.data.delays import CameraDelays, Delays, RobotDelays, load_delays, save_delays
+from robot_rl.data.delays import CameraDelays, Delays, RobotDelays, load_delays
 from robot_rl.deploy.schedule import MonotonicClock
 from robot_rl.errors import ConfigError, DeployError
+from robot_rl.runs.directory import write_json
 from robot_rl.workbench.calibrate_latency_camera import BlinkPlan, measure_camera
 from robot_rl.workbench.calibrate_latency_page import BlinkPage
 from robot_rl.workbench.calibrate_latency_robot import StepPlan, delta_gain_for, measure_robot
@@ -75,7 +76,7 @@ def main(words: Sequence[str]) -> int:
         name, camera = _measure_camera(config.camera, asked)
         print(_camera_text(name, camera))
         found = replace(found, cameras={**found.cameras, name: camera})
-    save_delays(asked.output, found)
+    write_json(asked.output, found.to_json())
     print(f"wrote {asked.output}; store it with episodes: robot-rl collect ... session.recording.delays={asked.output}")
     return 0
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.deploy.inference import PolicySource, load_policy
+from robot_rl.deploy.onnx_policy import exported_file
 from robot_rl.errors import ConfigError, DataError, RunError
-from robot_rl.runs.directory import read_json, write_synced
+from robot_rl.runs.directory import command_of, read_json, write_synced
 from robot_rl.specs import EnvSpec
 from robot_rl.stages.deploy import policy_file
 from robot_rl.workbench.evaluations import read_evaluation
@@ -120,11 +121,11 @@ def _evaluated(path: Path, onnx: Path) -> tuple[str, int, int, str, str]:
     """task, successes, episodes, how it was played, command."""
     evaluation = read_evaluation(path)
     named = evaluation.protocol.get("policy", {})
-    other = Path(str(named.get("path", "")) if isinstance(named, dict) else str(named))
-    other = other if other.suffix == ".onnx" else other / "export" / "policy.onnx"
-    if other.resolve() != onnx.resolve():
+    path_of = str(named.get("path", "")) if isinstance(named, dict) else str(named)
+    other = exported_file(path_of)
+    if other is None or other.resolve() != onnx.resolve():
         raise DataError(
-            str(path), expected=f"an evaluation of {onnx}", got=f"one of {other}",
+            str(path), expected=f"an evaluation of {onnx}", got=f"one of {path_of or 'an expert'}",
             hint=f"Evaluate this file: robot-rl evaluate policy={onnx}.",
         )  # fmt: skip
     protocol, records = evaluation.protocol, evaluation.records
@@ -190,7 +191,7 @@ def _lineage(checkpoint: str) -> list[str]:
             break
         config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
         data = config.get("datasets") or config.get("dataset")
-        words = (run / "command.txt").read_text(encoding="utf-8").strip() if (run / "command.txt").is_file() else ""
+        words = command_of(run)
         out.append(f"- `{run.name}`" + (f", data {_cell(data)}" if data else "") + (f": `{words}`" if words else ""))
         parent = next((config[key] for key in _PARENTS if isinstance(config.get(key), str) and config[key]), None)
         if parent is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from robot_rl.errors import ConfigError, DataError, RunError
 from robot_rl.rollout import EpisodeRecord
-from robot_rl.runs.directory import RunDirectory
+from robot_rl.runs.directory import RunDirectory, command_of
 
 # `history` is the number of frames the policy asks for; the episodes are the same for any.
 MAY_DIFFER = ("policy", "num_envs", "task_episodes", "first_seed", "num_episodes", "history")
@@ -72,9 +72,7 @@ def read_evaluation(path: Path, *, may_run: bool = False) -> Evaluation:
             f"{path}/summary.json", expected="a protocol", got="none",
             hint="Evaluate again with this version of robot-rl.",
         )  # fmt: skip
-    command = path / "command.txt"
-    text = command.read_text(encoding="utf-8").strip() if command.is_file() else ""
-    return Evaluation(str(path), tuple(records), protocol, finished, text)
+    return Evaluation(str(path), tuple(records), protocol, finished, command_of(path))
 
 
 def _records(table: Path, *, may_be_torn: bool) -> list[EpisodeRecord]:

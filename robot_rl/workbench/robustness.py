@@ -22,10 +22,11 @@ import numpy as np
 from robot_rl.algorithms.comparison import count_pairs, mcnemar_p, paired_interval
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.algorithms.view_shift import STRENGTHS, with_strength
-from robot_rl.errors import ConfigError, RunError
+from robot_rl.errors import ConfigError
 from robot_rl.rollout import read_records
-from robot_rl.runs.config import config_to_json, config_to_yaml, load_config, read_config
-from robot_rl.runs.directory import RunDirectory, write_json
+from robot_rl.runs.config import load_config
+from robot_rl.runs.directory import write_json
+from robot_rl.runs.kept_run import finished_run
 from robot_rl.runs.progress import Progress
 from robot_rl.runs.provenance import origin
 from robot_rl.stages import evaluate
@@ -121,30 +122,10 @@ def _row(name: str, strength: float, wins: Sequence[bool], plain: Sequence[bool]
 
 def _played(config: EvaluateConfig, name: str, words: Sequence[str]) -> list[bool]:
     """success_once of the seeds, in their order, from a run that is made, continued or there already."""
-    root = Path(config.run_root) / name
-    config = replace(config, run_root=str(root))
-    found = sorted(path.parent for path in root.glob("*/status.json"))
-    if found:
-        run = RunDirectory.open(found[-1])
-        if config_to_json(read_config(EvaluateConfig, run.path / "config.yaml")) != config_to_json(config):
-            raise RunError(
-                str(run.path), expected="the settings of this command", got="others", hint="Give another --output."
-            )
-    else:
-        run = RunDirectory.create(
-            root, stage="evaluate", task=name, seed=config.seed, config_yaml=config_to_yaml(config),
-            command=["robot-rl", "robustness", *words],
-        )  # fmt: skip
-    if run.read_json("status.json")["state"] != "finished":
-        run.set_status("running")
-        try:
-            evaluate.run(config, run)
-        except BaseException as error:
-            # Whatever ends it (Ctrl-C too), its state is kept for the next call.
-            is_stop = isinstance(error, KeyboardInterrupt)
-            run.set_status("interrupted" if is_stop else "failed", message=str(error))
-            raise
-        run.set_status("finished")
+    run = finished_run(
+        Path(config.run_root) / name, "evaluate", evaluate.run, config, task=name,
+        command=["robot-rl", "robustness", *words], hint="Give another --output.",
+    )  # fmt: skip
     records = sorted(read_records(run.path / "episodes.jsonl"), key=lambda record: record.seed)
     return [record.success_once for record in records]
 

@@ -9,28 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from seen_steps import SPEC, seen_steps
 
 from robot_rl.data import feature_cache
 from robot_rl.data.feature_cache import cached_features, encode_windows, encoder_hash
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.data.transitions import transitions_of
-from robot_rl.data.windows import StepArrays, WindowSampler
+from robot_rl.data.windows import WindowSampler
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
 from robot_rl.policies.encoder_fusion import EncoderConfig
 from robot_rl.policies.encoder_images import ImageEncoderConfig
-from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
-
-SPEC = EnvSpec(
-    env_id="Seen",
-    observation={"proprio": ArraySpec("proprio", (2,)), "image/top": ArraySpec("image/top", (8, 8, 3), "uint8")},
-    action=ArraySpec("action", (2,)),
-    action_semantics=ActionSemantics(ActionKind.delta, DeltaReference.measured, "base", "none", "none", "d"),
-    joint_names=(),
-    robot="r",
-    control_hz=1.0,
-    max_episode_steps=9,
-)
-LENGTHS = np.array([5, 9, 4], np.int64)
 
 
 def seeing(seed: int = 0) -> DiffusionPolicy:
@@ -44,21 +32,8 @@ def seeing(seed: int = 0) -> DiffusionPolicy:
 
 
 def windows() -> WindowSampler:
-    rng, steps = np.random.default_rng(0), int(LENGTHS.sum())
-    arrays = StepArrays(
-        frames={
-            "proprio": rng.standard_normal((steps + 3, 2)).astype(np.float32),
-            "image/top": rng.integers(0, 256, (steps + 3, 8, 8, 3), dtype=np.uint8),
-        },
-        action=rng.standard_normal((steps, 2)).astype(np.float32),
-        reward=np.zeros(steps, np.float32),
-        done=np.zeros(steps, bool),
-        source=np.zeros(steps, np.uint8),
-        lengths=LENGTHS,
-        success=np.ones(3, bool),
-    )
     keys = ("proprio", "image/top")
-    return WindowSampler(arrays, history=2, horizon=3, execute=2, keys=keys, episodes=np.arange(3), device="cpu")
+    return WindowSampler(seen_steps(), history=2, horizon=3, execute=2, keys=keys, episodes=np.arange(3), device="cpu")
 
 
 def test_large_windows_are_encoded_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from software_vulkan import software_icd
+from software_vulkan import run_rendered
 
 from robot_rl import cli
 from robot_rl.data.recorded_points import PointSource, points_of_frames, points_spec
@@ -176,10 +174,5 @@ print("FINE")
 
 @pytest.mark.slow
 def test_converted_demonstrations_are_those_that_the_simulator_would_have_recorded(tmp_path: Path) -> None:
-    icd = software_icd()
-    if icd is None:
-        pytest.skip("no SwiftShader here (apt-get install chromium-common)")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _LIVE, icd, str(tmp_path)], capture_output=True, text=True, timeout=900
-    )
+    done = run_rendered(_LIVE, str(tmp_path), timeout_s=900)
     assert "FINE" in done.stdout, done.stderr[-3000:]

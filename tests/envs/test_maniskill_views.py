@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-from software_vulkan import software_icd
+from software_vulkan import run_rendered
 
 from robot_rl.deploy.point_cloud import PointCloudConfig
 from robot_rl.envs.maniskill import ManiSkillConfig, make_env
@@ -59,12 +56,7 @@ print("FINE")
 
 @pytest.mark.slow
 def test_depth_cameras_and_clouds_agree() -> None:
-    icd = software_icd()
-    if icd is None:
-        pytest.skip("no SwiftShader here (apt-get install chromium-common)")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _VIEWS, icd], capture_output=True, text=True, timeout=400
-    )
+    done = run_rendered(_VIEWS, timeout_s=400)
     assert "FINE" in done.stdout, done.stderr[-3000:]
 
 

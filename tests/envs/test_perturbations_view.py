@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from software_vulkan import software_icd
+from software_vulkan import run_rendered
 
 from robot_rl.algorithms.view_shift import ViewShift, with_strength
 from robot_rl.envs.perturbations_view import ViewShiftedSteps, recoloured
@@ -171,10 +169,5 @@ print("FINE")
 
 @pytest.mark.slow
 def test_cameras_and_lights_of_a_rendered_scene_move_as_asked() -> None:
-    icd = software_icd()
-    if icd is None:
-        pytest.skip("no SwiftShader here (apt-get install chromium-common)")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _SCENE, icd], capture_output=True, text=True, timeout=900
-    )
+    done = run_rendered(_SCENE, timeout_s=900)
     assert "FINE" in done.stdout, done.stderr[-3000:]

@@ -38,6 +38,7 @@ from robot_rl.runs.config import convert_config
 from robot_rl.runs.directory import read_json
 from robot_rl.runs.metrics import MetricsWriter, read_metrics
 from robot_rl.runs.progress import Progress
+from robot_rl.stages.online import OnlineConfig
 
 EPISODES, EXECUTE, GAMMA = 6, 2, 0.9
 
@@ -66,12 +67,13 @@ def config(tmp_path: Path) -> LearningConfig:
             "normalizer": normalizer.to_json(),
         },
     )  # fmt: skip
-    return LearningConfig(
+    online = OnlineConfig(
         policy=str(tmp_path / "start" / "checkpoints" / "last"), gamma=GAMMA, warmup_iterations=1,
         critic={"_target_": "robot_rl.policies.critics.build_critic", "hidden_width": 16},
         ppo=OnlinePpoConfig(epochs=2, batch_size=16, learning_rate=1e-3), value=ValueConfig(epochs=2, batch_size=32),
         student=StudentConfig(num_steps=2, batch_size=16), max_kl=50.0,
     )  # fmt: skip
+    return LearningConfig.of(online)
 
 
 class SameProcess:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from seen_steps import SPEC, seen_steps
 
 from robot_rl.data.feature_cache import cached_features
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.data.transitions import transitions_of
-from robot_rl.data.windows import StepArrays, WindowSampler
+from robot_rl.data.windows import WindowSampler
 from robot_rl.fitting.proposals import ImitationConfig, Method, imitation_proposal, next_proposal
 from robot_rl.fitting.round_data import RoundData, RoundFits
 from robot_rl.fitting.weights import WeightedRows
@@ -22,19 +23,8 @@ from robot_rl.policies.encoder_fusion import EncoderConfig, FusionEncoder, Repre
 from robot_rl.policies.encoder_images import ImageEncoderConfig
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.training import TrainConfig, train
-from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 from robot_rl.types import Observation, Window
 
-SPEC = EnvSpec(
-    env_id="Seen",
-    observation={"proprio": ArraySpec("proprio", (2,)), "image/top": ArraySpec("image/top", (8, 8, 3), "uint8")},
-    action=ArraySpec("action", (2,)),
-    action_semantics=ActionSemantics(ActionKind.delta, DeltaReference.measured, "base", "none", "none", "d"),
-    joint_names=(),
-    robot="r",
-    control_hz=1.0,
-    max_episode_steps=9,
-)
 FITS = RoundFits(critic=None, judge_critic=None, judge_model=None, report={})
 TRAIN = TrainConfig(num_steps=4, batch_size=6, warmup_steps=1, checkpoint_every_steps=4, threads=1)
 
@@ -54,22 +44,8 @@ def seeing(*, sees: bool) -> DiffusionPolicy:
 
 
 def round_data(policy: DiffusionPolicy, folder: Path) -> RoundData:
-    rng, lengths = np.random.default_rng(0), np.array([5, 9, 4], np.int64)
-    steps = int(lengths.sum())
-    arrays = StepArrays(
-        frames={
-            "proprio": rng.standard_normal((steps + 3, 2)).astype(np.float32),
-            "image/top": rng.integers(0, 256, (steps + 3, 8, 8, 3), dtype=np.uint8),
-        },
-        action=rng.standard_normal((steps, 2)).astype(np.float32),
-        reward=np.zeros(steps, np.float32),
-        done=np.zeros(steps, bool),
-        source=np.zeros(steps, np.uint8),
-        lengths=lengths,
-        success=np.ones(3, bool),
-    )
     windows = WindowSampler(
-        arrays,
+        seen_steps(),
         history=2,
         horizon=3,
         execute=2,

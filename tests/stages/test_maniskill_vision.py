@@ -6,12 +6,10 @@ Far too little data and training to learn the task; tests/stages/test_imitate_vi
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from software_vulkan import software_icd
+from software_vulkan import run_rendered
 
 _CHAIN = """
 import json, sys
@@ -59,13 +57,7 @@ print("RESULT", json.dumps({
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["rgb", "pointcloud"])
 def test_demonstrations_imitation_and_export_of_rendered_observations(mode: str, tmp_path: Path) -> None:
-    icd = software_icd()
-    if icd is None:
-        pytest.skip("no SwiftShader here (apt-get install chromium-common)")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _CHAIN, icd, mode, str(tmp_path)],
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    done = run_rendered(_CHAIN, mode, str(tmp_path), timeout_s=900)
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert found, done.stderr[-3000:]
     result = json.loads(found[0].removeprefix("RESULT "))

@@ -29,21 +29,25 @@ class Block:
 def blocks() -> Iterator[Block]:
     """Every fenced block of every page."""
     for path in PAGES:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        yield from blocks_in(path.read_text(encoding="utf-8"), page=str(path.relative_to(ROOT)))
+
+
+def blocks_in(content: str, *, page: str) -> Iterator[Block]:
+    """Every fenced block of one page."""
+    lines, start = content.split("\n"), None
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith("```"):
+            continue
+        if start is None:
+            start = number
+            continue
+        above = [text for text in lines[max(start - 2, 0) : start] if text.strip()]
+        reason = NOT_RUN.search(above[-1]) if above else None
+        text = textwrap.dedent("\n".join(lines[start + 1 : number]))
+        language = lines[start].strip().removeprefix("```").strip()
+        yield Block(f"{page}:{start + 1}", language, text, reason[1] if reason else "")
         start = None
-        for number, line in enumerate(lines):
-            if not line.lstrip().startswith("```"):
-                continue
-            if start is None:
-                start = number
-                continue
-            above = [text for text in lines[max(start - 2, 0) : start] if text.strip()]
-            reason = NOT_RUN.search(above[-1]) if above else None
-            where = f"{path.relative_to(ROOT)}:{start + 1}"
-            text = textwrap.dedent("\n".join(lines[start + 1 : number]))
-            yield Block(where, lines[start].strip().removeprefix("```").strip(), text, reason[1] if reason else "")
-            start = None
-        assert start is None, f"{path}: a block that is not closed"
+    assert start is None, f"{page}: a block that is not closed"
 
 
 def commands(text: str) -> list[str]:

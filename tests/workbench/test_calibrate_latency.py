@@ -25,7 +25,6 @@ from robot_rl.data.delays import (
     delays_of,
     load_delays,
     load_delays_for,
-    save_delays,
 )
 from robot_rl.data.recorded_columns import unpack_columns
 from robot_rl.data.store import EpisodeStore
@@ -35,7 +34,7 @@ from robot_rl.deploy.step_response import Step, StepFit, fit_step, lag_response,
 from robot_rl.errors import ConfigError, DataError, DeployError
 from robot_rl.hardware.mock_faults import Fault, FaultKind
 from robot_rl.hardware.mock_robot import MockRobot, MockRobotConfig
-from robot_rl.runs.directory import RunDirectory
+from robot_rl.runs.directory import RunDirectory, write_json
 from robot_rl.stages import collect, collect_teleop
 from robot_rl.stages.collect import CollectConfig
 from robot_rl.teleop.pilots import OperatorPilot
@@ -349,7 +348,7 @@ def test_a_page_that_nobody_opens_says_where_it_is() -> None:
 
 def test_the_file_comes_back_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
     path, delays = tmp_path / "delays.json", Delays(ROBOT, {"wrist": replace(CAMERA, camera_delay_s=-0.01)})
-    save_delays(path, delays)
+    write_json(path, delays.to_json())
     assert load_delays(path) == delays
     assert [file.name for file in tmp_path.iterdir()] == ["delays.json"]
     assert load_delays_for(path, card="so101", cameras=("wrist", "top")) == delays
@@ -394,7 +393,7 @@ def test_the_command_measures_keeps_other_cameras_and_refuses_wrong_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "delays.json"
-    save_delays(output, Delays(None, {"top": CAMERA}))
+    write_json(output, Delays(None, {"top": CAMERA}).to_json())
     words = ["latency", "--output", str(output), "robot=so101", "driver=mock", "driver.robot.command_latency_s=0.02"]
     assert calibrate.main([*words, "--yes", "--repeats", "2", "--hold-s", "0.4"]) == 0
     found = load_delays(output)
@@ -424,7 +423,7 @@ def test_collect_stores_the_delays_with_every_episode(tmp_path: Path, monkeypatc
         "proprio: {position/shoulder: position of shoulder, position/elbow: position of elbow}\nhome: [0.0, 0.0]\n"
     )
     delays, file = Delays(replace(ROBOT, card="small")), tmp_path / "delays.json"
-    save_delays(file, delays)
+    write_json(file, delays.to_json())
     session = collect_teleop.TeleopConfig(recording=RecordingConfig(delays=str(file)))
     config = CollectConfig(
         teleop={"_target_": "small_teleop.ScriptedOperator"}, robot=str(card), dataset=str(tmp_path / "d.zarr"), num_episodes=1,
@@ -438,6 +437,6 @@ def test_collect_stores_the_delays_with_every_episode(tmp_path: Path, monkeypatc
     assert delays_of(metadata) == delays
     columns = unpack_columns(metadata)
     np.testing.assert_allclose(align_columns(columns, delays)["works_s"] - columns["command_s"], 0.04)
-    save_delays(file, Delays(ROBOT))
+    write_json(file, Delays(ROBOT).to_json())
     with pytest.raises(DataError, match="expected 'small', got 'so101'"):
         collect.run(config, run)
