@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +20,12 @@ from robot_rl.algorithms.ppo import AdvantageRule, clipped_loss, scale_advantage
 from robot_rl.algorithms.returns import generalized_advantage
 from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.contracts import VectorEnv
+from robot_rl.data.normalizer import unit_actions
 from robot_rl.errors import RunError
 from robot_rl.types import ActionChunk, Observation
 
-from .baseline_mlp import ACTIVATIONS, BaselineMlpConfig, BaselineMlpPolicy, GaussianHead, unit_actions
+from .baseline_mlp import ACTIVATIONS, BaselineMlpConfig, BaselineMlpPolicy, GaussianHead
+from .encoder_fusion import EncoderConfig
 
 # Called with the env steps so far, the policy so far and numbers of the last update.
 OnEvaluation = Callable[[int, BaselineMlpPolicy, Mapping[str, float]], None]
@@ -45,7 +48,8 @@ class GaussianPpoConfig:
         max_grad_norm: of actor and critic together.
         log_std_init: of the Gaussian, actions in [-1, 1].
         history: To, frames seen.
-        observation_keys: low-dimensional keys that the networks see.
+        observation_keys: that the networks see.
+        encoder: of images and points (config group `encoder`), one for actor and critic, trained by both losses; null: numbers.
     """
 
     hidden: tuple[int, ...] = (256, 256, 256)
@@ -61,6 +65,15 @@ class GaussianPpoConfig:
     log_std_init: float = -0.5
     history: int = 1
     observation_keys: tuple[str, ...] = ("state",)
+    encoder: EncoderConfig | None = None
+
+    @property
+    def actor(self) -> BaselineMlpConfig:
+        """The network that learns."""
+        return BaselineMlpConfig(
+            head=GaussianHead.clipped, hidden=tuple(self.hidden), history=self.history, encoder=self.encoder,
+            observation_keys=tuple(self.observation_keys),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class GaussianBatch:
         reward: float32 (T, N).
         executed: int64 (T, N), 0 for an idle env.
         terminated, truncated: bool (T, N).
+        observation: (T, N, To, ...), what the actor saw, where its encoder learns; else None.
     """
 
     feature: Float32[Array, "T N C"]
@@ -84,6 +98,16 @@ class GaussianBatch:
     executed: Int64[Array, "T N"]
     terminated: Bool[Array, "T N"]
     truncated: Bool[Array, "T N"]
+    observation: dict[str, Any] | None = None
+
+    def conditions(self, encoder: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Numbers of rows among the played ones -> what actor and critic take, with the encoder's gradient where it learns."""
+        played = self.executed > 0
+        if self.observation is None:
+            feature = self.feature[played]
+            return lambda rows: feature[rows]
+        arrays = {key: array[played] for key, array in self.observation.items()}
+        return lambda rows: encoder.encode({key: array[rows] for key, array in arrays.items()})
 
 
 class GaussianActorCritic(nn.Module):
@@ -155,11 +179,7 @@ class GaussianPpo:
         """
         config = self.config
         generator = torch.Generator().manual_seed(seed)
-        keys = tuple(config.observation_keys)
-        mlp = BaselineMlpConfig(
-            head=GaussianHead.clipped, hidden=tuple(config.hidden), history=config.history, observation_keys=keys
-        )
-        policy = BaselineMlpPolicy(mlp, env.spec, unit_actions(env.spec, keys))
+        policy = BaselineMlpPolicy(config.actor, env.spec, unit_actions(env.spec, config.actor.observation_keys))
         network = GaussianActorCritic(policy, log_std_init=config.log_std_init, generator=generator).to(self.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-5)
         on_evaluation(0, policy, {})
@@ -184,10 +204,14 @@ def play(
         found: torch.Tensor = network.policy.encoder(observation.map(lambda array: array.to(device)))
         return found
 
+    learns = any(parameter.requires_grad for parameter in network.policy.encoder.parameters())
     observation = env.reset(seeds)
     while True:
-        rows = []
+        rows, seen = [], []
         for _ in range(steps):
+            if learns:
+                arrays = observation.arrays()
+                seen.append({key: arrays[key].to(device) for key in network.policy.config.observation_keys})
             with torch.no_grad():
                 feature = features(observation)
                 noise = torch.randn(len(feature), env.spec.action.size, generator=generator).to(device)
@@ -200,7 +224,9 @@ def play(
                 feature, behind, action, log_prob, result.rewards[:, 0].to(device), result.executed.to(device),
                 result.terminated.to(device), result.truncated.to(device),
             ))  # fmt: skip
-        yield GaussianBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        stacked = {key: torch.stack([each[key] for each in seen]) for key in seen[0]} if seen else None
+        columns: list[Any] = [torch.stack(column) for column in zip(*rows, strict=True)]
+        yield replace(GaussianBatch(*columns), observation=stacked)
 
 
 def advantages(
@@ -238,17 +264,17 @@ def update(
     """
     advantage, returns = advantages(network, batch, config)
     played = batch.executed > 0
-    feature, action, old, gain, target = (
-        each[played] for each in (batch.feature, batch.action, batch.log_prob, advantage, returns)
-    )
+    action, old, gain, target = (each[played] for each in (batch.action, batch.log_prob, advantage, returns))
+    condition = batch.conditions(network.policy.encoder)
     clip, numbers, count = torch.tensor([config.clip], device=old.device), dict[str, float](), 0
     for _ in range(config.epochs):
         order = torch.randperm(len(old), generator=generator).to(old.device)
         for part in (order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)):
-            new = network.log_prob(feature[part], action[part])
+            seen = condition(part)
+            new = network.log_prob(seen, action[part])
             scaled = scale_advantage(gain[part], rule=AdvantageRule.centre)
             ratio_loss = clipped_loss(new[:, None], old[part][:, None], scaled, clip=clip)
-            v_loss = value_loss(network.value(feature[part]).squeeze(-1), target[part], old=None, clip=0.0)
+            v_loss = value_loss(network.value(seen).squeeze(-1), target[part], old=None, clip=0.0)
             loss = ratio_loss + v_loss if term is None else ratio_loss + v_loss + term(part, scaled)
             if not bool(torch.isfinite(loss)):
                 raise RunError(

@@ -24,12 +24,13 @@ from torch import nn
 
 from robot_rl.arrays import Array, Float32
 from robot_rl.contracts import VectorEnv
+from robot_rl.data.normalizer import unit_actions
 from robot_rl.errors import ConfigError
 from robot_rl.types import ActionChunk, Observation
 
 from .acting import ACTION
 from .baseline_gaussian import GaussianActorCritic
-from .baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, GaussianHead, unit_actions
+from .baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, GaussianHead
 
 OnEvaluation = Callable[[int, BaselineMlpPolicy, Mapping[str, float]], None]
 # Physical actions (N, A) for an observation with at least the teacher's frames: AskedTeacher.label.

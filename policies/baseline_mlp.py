@@ -20,13 +20,14 @@ from torch.nn import functional
 
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.arrays import Array, Float32
-from robot_rl.data.normalizer import Normalizer, NormalizerMode
-from robot_rl.errors import EnvError, PolicyError
+from robot_rl.data.normalizer import Normalizer
+from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import Observation
 
-from .acting import ACTION, ActingPolicy, check_noise
+from .acting import ActingPolicy, check_noise
 from .diffusion import config_to_json
+from .encoder_fusion import EncoderConfig
 from .encoders import build_encoder
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -56,7 +57,8 @@ class BaselineMlpConfig:
         is_stochastic: whether `act` draws from the Gaussian, or takes its centre.
         history: To, frames seen.
         horizon, execute: 1; a baseline decides at every step.
-        observation_keys: low-dimensional keys, in this order in the input.
+        observation_keys: in this order in the input.
+        encoder: of images and points (config group `encoder`); null: numbers, as they are.
         min_log_std, max_log_std: bounds of log s under the squashed head.
         init_std, min_std, max_std: s at n = 0 and its bounds under the bounded_mean head.
     """
@@ -69,6 +71,7 @@ class BaselineMlpConfig:
     horizon: int = 1
     execute: int = 1
     observation_keys: tuple[str, ...] = ("state",)
+    encoder: EncoderConfig | None = None
     min_log_std: float = -20.0
     max_log_std: float = 2.0
     init_std: float = 0.3
@@ -103,7 +106,7 @@ class BaselineMlpPolicy(ActingPolicy):
                 hint="Take the policy.json that `robot-rl baseline` wrote.",
             )  # fmt: skip
         keys = tuple(config.observation_keys)
-        self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer)
+        self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer, config=config.encoder)
         widths = (self.encoder.size, *config.hidden)
         layers: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(widths):
@@ -169,20 +172,3 @@ def is_stochastic(mode: SamplingMode) -> bool:
             hint="A Gaussian has no deterministic map from noise that keeps its spread.",
         )  # fmt: skip
     return mode is SamplingMode.eta1
-
-
-def unit_actions(spec: EnvSpec, keys: tuple[str, ...]) -> Normalizer:
-    """Actions from the spec's bounds to [-1, 1], observations of `keys` as they are.
-
-    Raises:
-        EnvError: the spec gives no bounds of the action.
-    """
-    if spec.action.low is None or spec.action.high is None:
-        raise EnvError(
-            f"action of {spec.env_id}", expected="bounds, which RL baselines scale to [-1, 1]", got="none",
-            hint="Give low and high in the environment's spec, or choose a bounded control mode.",
-        )  # fmt: skip
-    bounds = torch.tensor([spec.action.low, spec.action.high], dtype=torch.float32)
-    scaled = Normalizer.fit({ACTION: bounds}, {ACTION: NormalizerMode.range})
-    plain = Normalizer.identity({key: spec.observation[key].size for key in keys})
-    return Normalizer.from_json({**plain.to_json(), **scaled.to_json()})

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from robot_rl.contracts import VectorEnv
-from robot_rl.data.normalizer import Normalizer
+from robot_rl.data.normalizer import Normalizer, unit_actions
 from robot_rl.errors import ConfigError
 from robot_rl.specs import EnvSpec
 
-from .baseline_mlp import ACTIVATIONS, BaselineMlpConfig, BaselineMlpPolicy, GaussianHead, unit_actions
+from .baseline_mlp import ACTIVATIONS, BaselineMlpConfig, BaselineMlpPolicy, GaussianHead
 from .baseline_vec_env import as_vec_env
 
 # Called with the env steps so far, the policy so far and the library's training metrics.

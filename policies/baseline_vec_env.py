@@ -102,7 +102,7 @@ def as_vec_env(
         env: the environments; not closed here.
         keys: observation keys, in this order in the flat observation.
         history: To of `env`.
-        normalizer: with "action" and every key; see baseline_mlp.unit_actions.
+        normalizer: with "action" and every key; see normalizer.unit_actions.
         seeds: of the training episodes, as for `VectorEnv.reset`; endless.
 
     Raises:

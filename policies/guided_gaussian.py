@@ -23,11 +23,12 @@ from robot_rl.algorithms.guidance import (
 )
 from robot_rl.algorithms.guidance_labels import GuidanceLabels, TeacherTraces, segment_returns
 from robot_rl.contracts import VectorEnv
+from robot_rl.data.normalizer import unit_actions
 from robot_rl.specs import EnvSpec
 
 from .acting import ACTION
 from .baseline_gaussian import GaussianActorCritic, GaussianBatch, GaussianPpoConfig, advantages, play, update
-from .baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, GaussianHead, unit_actions
+from .baseline_mlp import BaselineMlpPolicy
 
 
 class GuidedGaussian:
@@ -40,14 +41,12 @@ class GuidedGaussian:
         seed: of weights, exploration and the order of minibatches.
     """
 
+    options = frozenset(Guidance)
+
     def __init__(self, config: GaussianPpoConfig, *, spec: EnvSpec, device: str, seed: int) -> None:
         self.config, self.device = config, torch.device(device)
         self.generator = torch.Generator().manual_seed(seed)
-        keys = tuple(config.observation_keys)
-        mlp = BaselineMlpConfig(
-            head=GaussianHead.clipped, hidden=tuple(config.hidden), history=config.history, observation_keys=keys
-        )
-        self.policy = BaselineMlpPolicy(mlp, spec, unit_actions(spec, keys))
+        self.policy = BaselineMlpPolicy(config.actor, spec, unit_actions(spec, config.actor.observation_keys))
         self.network = GaussianActorCritic(self.policy, log_std_init=config.log_std_init, generator=self.generator)
         self.network.to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, eps=1e-5)
@@ -124,13 +123,13 @@ class _Term:
         def normalized(action: torch.Tensor) -> torch.Tensor:
             return policy.normalizer.apply(ACTION, action.to(device).clamp(policy.action_low, policy.action_high))
 
-        self._feature, self._action = batch.feature[played], batch.action[played]
+        self._condition, self._action = batch.conditions(policy.encoder), batch.action[played]
         self._teacher = normalized(labels.teacher).transpose(0, 1)[:, played]
         self._asked = labels.asked.to(device).transpose(0, 1)[:, played]
         self._failing = labels.failing.to(device)[played]
         self._reference = None if labels.reference is None else normalized(labels.reference)[played]
         with torch.no_grad():
-            self._old_mean, self._old_log_std = self._mean(self._feature), policy.log_std.clone()
+            self._old_mean, self._old_log_std = self._mean(batch.feature[played]), policy.log_std.clone()
         gain, returns = advantages(student.network, batch, student.config)
         segments = segment_returns(returns, batch.terminated | batch.truncated)[played]
         self._segments, self._floor = segments, float(segments.quantile(guidance.quantile))
@@ -176,7 +175,7 @@ class _Term:
                 "trace_success": success[some],
             }
         return GuidanceInputs(
-            mean=self._mean(self._feature[rows]), log_std=self.student.policy.log_std, old_mean=self._old_mean[rows],
+            mean=self._mean(self._condition(rows)), log_std=self.student.policy.log_std, old_mean=self._old_mean[rows],
             old_log_std=self._old_log_std, action=self._action[rows], advantage=advantage, teacher=self._teacher[:, rows],
             asked=self._asked[:, rows], segment_return=self._segments[rows], return_floor=self._floor,
             failing=self._failing[rows], reference=None if self._reference is None else self._reference[rows], **traced,

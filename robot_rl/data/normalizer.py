@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from robot_rl.arrays import Array, Float32
-from robot_rl.errors import DataError, closest
+from robot_rl.errors import DataError, EnvError, closest
+from robot_rl.specs import EnvSpec
 
 STD_FLOOR = 0.02
 RANGE_FLOOR = 1e-4
@@ -220,3 +221,21 @@ def _parts(
     floats = {"offset": offset, "gain": gain, "scale": scale, "limit": torch.full_like(offset, _NO_CLAMP)}
     no_narrow = torch.zeros(offset.shape, dtype=torch.bool, device=offset.device)
     return {k: v.to(torch.float32) for k, v in floats.items()} | {"narrow": no_narrow if narrow is None else narrow}
+
+
+def unit_actions(spec: EnvSpec, keys: tuple[str, ...]) -> Normalizer:
+    """Actions from the spec's bounds to [-1, 1], observations of `keys` as they are (images and depths need nothing).
+
+    Raises:
+        EnvError: the spec gives no bounds of the action.
+    """
+    if spec.action.low is None or spec.action.high is None:
+        raise EnvError(
+            f"action of {spec.env_id}", expected="bounds, which RL baselines scale to [-1, 1]", got="none",
+            hint="Give low and high in the environment's spec, or choose a bounded control mode.",
+        )  # fmt: skip
+    bounds = torch.tensor([spec.action.low, spec.action.high], dtype=torch.float32)
+    scaled = Normalizer.fit({"action": bounds}, {"action": NormalizerMode.range})
+    shapes = {key: spec.observation[key].shape for key in keys if not key.startswith(("image/", "depth/"))}
+    plain = Normalizer.identity({key: int(shape[-1]) for key, shape in shapes.items()})
+    return Normalizer.from_json({**plain.to_json(), **scaled.to_json()})

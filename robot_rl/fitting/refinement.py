@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from robot_rl.algorithms.guidance import GuidanceConfig, weight_at
+from robot_rl.algorithms.guidance import Guidance, GuidanceConfig, weight_at
 from robot_rl.algorithms.guidance_labels import GuidanceLabels, TeacherTraces
 from robot_rl.algorithms.teacher_hacking import is_hacking
 from robot_rl.errors import DeployError, PolicyError
@@ -27,10 +27,22 @@ ALARM_WINDOW = 8
 
 @runtime_checkable
 class Student(Protocol):
-    """What learns. `rollouts` yields batches with `executed` (T, N) and `reward` (T, N); see policies/guided_gaussian.py."""
+    """What learns; see policies/guided_gaussian.py and fitting/guided_denoising.py.
 
-    policy: Any
-    optimizer: torch.optim.Optimizer
+    `rollouts` yields batches with `executed` (T, N) and `reward` (T, N).
+    """
+
+    options: frozenset[Guidance]
+
+    @property
+    def policy(self) -> Any:
+        """What it has learned so far; a Policy with both modes, mean and eta1."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of the policy."""
+        ...
 
     @property
     def history(self) -> int:

@@ -22,6 +22,7 @@ Metrics (metrics.jsonl, step = env steps of all envs together; evaluations at th
     refine_teacher/helps             option gated: 1 where the teacher's direction gained over the whole roll-out
     refine_teacher/asked_share       share of steps about which a teacher was asked
     refine_teacher/alarm             1 where the distillation loss fell and the reward fell as well (teacher hacking)
+    refine_teacher/undone            student=denoising: 1 where the update passed max_kl and was undone
     refine_teacher/kl, clip_share, value_loss, std, minibatches, learning_rate    of PPO's update
     refine_teacher/seconds_student, seconds_env, seconds_teacher    wall time of training so far, in this process
 """
@@ -41,7 +42,7 @@ from robot_rl.algorithms.guidance_labels import TeacherTraces
 from robot_rl.algorithms.sample_efficiency import steps_to_target
 from robot_rl.data.teacher_card import require_card
 from robot_rl.errors import ConfigError, RobotRlError
-from robot_rl.fitting.refinement import Refinement, Seeds
+from robot_rl.fitting.refinement import Refinement, Seeds, Student
 from robot_rl.fitting.teacher_calls import AskedTeacher, CallConfig, GuidedEnv
 from robot_rl.fitting.teacher_quality import ShownSteps, cost_of, measure_teacher, shown_by_expert, shown_by_store
 from robot_rl.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -124,6 +125,7 @@ def run(config: RefineTeacherConfig, run: RunDirectory) -> dict[str, Any]:
     spec = spec_of(config.env)
     teachers, reference = _teachers(config, spec)
     student = build(config.student, spec=spec, device=str(pick_device(config.device)), seed=config.seed)
+    _check_option(config, student)
     newest = latest_checkpoint(run.path)
     traces = _report(config, teachers, run, is_new=newest is None)
     env = _guided_env(config, student.history, teachers, reference)
@@ -226,6 +228,15 @@ def _check(config: RefineTeacherConfig) -> None:
             "guidance.weight is constant, as in the paper: the student ends between its optimum and the teacher; "
             "guidance=annealed lets it pass"
         )
+
+
+def _check_option(config: RefineTeacherConfig, student: Student) -> None:
+    if config.guidance.weight > 0 and config.guidance.option not in student.options:
+        raise ConfigError(
+            "guidance.option", expected=f"one that this student has: {', '.join(sorted(o.value for o in student.options))}",
+            got=config.guidance.option.value,
+            hint="The others need the density of an action, which only student=gaussian has.",
+        )  # fmt: skip
 
 
 def _teachers(config: RefineTeacherConfig, spec: EnvSpec) -> tuple[list[AskedTeacher], AskedTeacher | None]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.data.normalizer import unit_actions
 from robot_rl.envs.point_reach import PointReachConfig, PointReward, make_env
 from robot_rl.policies.baseline_gaussian import (
     GaussianActorCritic,
@@ -17,7 +18,7 @@ from robot_rl.policies.baseline_gaussian import (
     play,
     update,
 )
-from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, unit_actions
+from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy
 
 KEYS = ("state",)
 SMALL = GaussianPpoConfig(hidden=(32,), num_steps=10, batch_size=64, observation_keys=KEYS)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.data.normalizer import unit_actions
 from robot_rl.errors import EnvError, PolicyError
-from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, GaussianHead, unit_actions
+from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, GaussianHead
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 from robot_rl.types import Observation
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.data.normalizer import unit_actions
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import ConfigError, DataError
 from robot_rl.policies import baseline_robomimic as robomimic
-from robot_rl.policies.baseline_mlp import unit_actions
 from robot_rl.policies.baseline_rnn import BaselineRnnConfig, BaselineRnnPolicy
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 from robot_rl.types import Episode, Observation

@@ -16,6 +16,7 @@ import torch
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.checks.findings import Severity
 from robot_rl.checks.teacher import check_teacher
+from robot_rl.data.normalizer import unit_actions
 from robot_rl.data.observation_digest import row_digests
 from robot_rl.data.teacher_card import card_of, card_problems, gripper_ends, load_teacher_card, require_card
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
@@ -24,7 +25,7 @@ from robot_rl.envs.point_reach import PointReachConfig, PointReachExpert, PointR
 from robot_rl.errors import ConfigError, DeployError, PolicyError
 from robot_rl.fitting.teacher_calls import AskedTeacher, CallConfig, GuidedEnv, newest_frames, take_rows
 from robot_rl.fitting.teacher_quality import ShownSteps, measure_teacher, shown_by_expert
-from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, unit_actions
+from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy
 from robot_rl.policies.teacher_policy import TeacherPolicy, TeacherPolicyConfig
 from robot_rl.policies.teacher_scripted import ScriptedTeacher, ScriptedTeacherConfig
 from robot_rl.runs.config import build

@@ -16,9 +16,9 @@ import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.returns import generalized_advantage
+from robot_rl.data.normalizer import unit_actions
 from robot_rl.envs.history import Frame, HistoryEnv
 from robot_rl.errors import ConfigError
-from robot_rl.policies.baseline_mlp import unit_actions
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import config_to_yaml, load_config
 from robot_rl.runs.directory import RunDirectory

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from robot_rl.data.normalizer import unit_actions
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import PolicyError
 from robot_rl.fitting.best_of import BestOfPolicy
-from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, unit_actions
+from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy
 from robot_rl.runs.checkpoint import load_checkpoint, load_policy, save_checkpoint
 from robot_rl.runs.config import load_config
 from robot_rl.runs.directory import RunDirectory

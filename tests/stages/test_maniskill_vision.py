@@ -66,3 +66,44 @@ def test_demonstrations_imitation_and_export_of_rendered_observations(mode: str,
     assert result["cameras"] == {"base_camera": "base"}
     assert 0 <= result["success_once"] <= 1
     assert result["parity"] < 1e-4
+
+
+_STUDENT = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from robot_rl.runs.checkpoint import load_checkpoint
+from robot_rl.runs.config import load_config
+from robot_rl.runs.directory import RunDirectory
+from robot_rl.stages import refine_teacher
+
+icd, student, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+place, words = ("student", ["student.hidden=[16]", "student.batch_size=8"])
+if student == "denoising":
+    place = "student.policy"
+    words = ["student.policy.hidden_width=16", "student.ppo.batch_size=8", "student.critic.hidden_width=8"]
+config = load_config(refine_teacher.CONFIG, [
+    "env=push_cube", "env.obs_mode=rgb", f"env.vulkan_icd={icd}", "env.image_size=32", "env.with_state=true",
+    f"student={student}", f"+encoder@{place}=rgb", f"{place}.observation_keys=[proprio,image/base_camera]",
+    f"{place}.encoder.images.width=8", f"{place}.encoder.images.num_stages=2", *words, "student.num_steps=4",
+    "teacher=scripted", "quality_episodes=0", "num_envs=2", "num_steps=16", "evaluate_every_steps=16", "rollout_episodes=1",
+    "env.max_episode_steps=6",
+], name="refine_teacher")
+run = RunDirectory.create(folder, stage="refine_teacher", task="t", seed=0, config_yaml="", command=[])
+summary = refine_teacher.run(config, run)
+first, last = (load_checkpoint(run.path / "checkpoints" / f"step_{step:06d}").tensors["policy"] for step in (0, 16))
+moved = sorted({name.split(".")[0] for name in last if not torch.equal(first[name], last[name])})
+print("RESULT", json.dumps({"env_steps": summary["env_steps"], "answers": summary["teachers"][0]["answers"], "moved": moved}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["gaussian", "denoising"])
+def test_a_student_that_sees_learns_under_a_teacher_that_knows_the_state(student: str, tmp_path: Path) -> None:
+    done = run_rendered(_STUDENT, student, str(tmp_path), timeout_s=900)
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert found, done.stderr[-3000:]
+    result = json.loads(found[0].removeprefix("RESULT "))
+    assert (result["env_steps"], result["answers"]) == (16, 16)
+    assert {"encoder", "mean" if student == "gaussian" else "denoiser"} <= set(result["moved"])
