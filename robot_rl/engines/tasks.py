@@ -14,10 +14,9 @@ from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 from robot_rl.errors import ConfigError, EnvError
-from robot_rl.rollout import EpisodeRecord
-from robot_rl.types import Episode
 
-OnEpisode = Callable[[EpisodeRecord, Episode | None], None]
+# A record and, where it is kept, the episode (EpisodeRecord, Episode | None); a player of something else has rows of its own.
+OnEpisode = Callable[[Any, Any], None]
 
 
 class EngineKind(str, Enum):

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from robot_rl.engines.tasks import EngineKind
 from robot_rl.errors import ConfigError
 from robot_rl.runs.directory import write_json
 from robot_rl.runs.provenance import origin
@@ -56,8 +57,9 @@ def _calibrate(
     first, number = asked.first_seed, asked.episodes
     env = environment(asked.env, overrides)
     document = judge_calibrate.calibrate(
-        Path(paths[0]), paths[1:], env=env, seeds=range(first, first + number), num_envs=asked.num_envs
-    )
+        Path(paths[0]), paths[1:], env=env, seeds=range(first, first + number), num_envs=asked.num_envs,
+        engine=EngineKind(asked.engine), workers=asked.engine_workers, address=asked.engine_address,
+    )  # fmt: skip
     document |= origin(command, seeds=f"episodes {first}-{first + number - 1}; judges {document['judge_seed']}")
     output = asked.output or Path(paths[0]) / "ope" / "calibration.json"
     return _written(document, output, judge_calibrate.as_text(document))
@@ -106,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=int, default=100, help="roll-outs a policy (%(default)s)")
     parser.add_argument("--first-seed", type=int, default=900_000, help="of the roll-outs (%(default)s)")
     parser.add_argument("--num-envs", type=int, default=8, help="envs side by side; changes no figure (%(default)s)")
+    parser.add_argument(
+        "--engine", choices=[kind.value for kind in EngineKind], default="local",
+        help="calibrate: who scores and plays, a policy a task (%(default)s); changes no figure",
+    )  # fmt: skip
+    parser.add_argument("--engine-workers", type=int, default=1, help="processes of --engine ray (%(default)s)")
+    parser.add_argument("--engine-address", default="", help="of a running Ray, host:port; empty: one of our own")
     parser.add_argument("--runs", type=int, default=20, help="sabotage: runs, honest ones come on top (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="sabotage: first seed of the runs (%(default)s)")
     parser.add_argument("--folder", type=Path, help="sabotage: keep the runs there")

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
-from robot_rl.algorithms.statistics import proportion
 from robot_rl.arrays import Array, Float64
 from robot_rl.contracts import check_is_diffusion
+from robot_rl.engines.tasks import EngineKind, PlayerPlan, open_engine
 from robot_rl.errors import DataError, PolicyError, RunError
 from robot_rl.fitting.judges import Judges
 from robot_rl.fitting.round_data import RoundData
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import read_config
 from robot_rl.runs.directory import RunDirectory, read_json
+from robot_rl.runs.progress import Progress
 from robot_rl.runs.training import pick_device
 from robot_rl.stages.offline import OfflineConfig, fitted_round, loaded_round
-from robot_rl.workbench.judge_play import play
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,9 @@ RESAMPLES = 2_000
 
 
 def calibrate(
-    run: Path, policies: Sequence[str], *, env: Mapping[str, Any], seeds: Sequence[int], num_envs: int
-) -> dict[str, Any]:
+    run: Path, policies: Sequence[str], *, env: Mapping[str, Any], seeds: range, num_envs: int,
+    engine: EngineKind = EngineKind.local, workers: int = 1, address: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Score and play every policy.
 
     Args:
@@ -43,6 +44,7 @@ def calibrate(
         env: component.
         seeds: of the roll-outs.
         num_envs: side by side.
+        engine, workers, address: who scores, a policy a task; see engines.tasks.open_engine. Changes no figure.
 
     Returns:
         {"title", "judge_seed", "rows" (a judge each), "policies" (a policy each)}, JSON types.
@@ -52,25 +54,29 @@ def calibrate(
         DataError: its datasets are not those of then.
         PolicyError: a policy with other features, actions or chunks than the run's.
     """
-    config, judges, incumbent, data = rebuild(run)
+    paths = _without_twins(run, policies)
+    plan = PlayerPlan(
+        "robot_rl.workbench.judge_player.CheckpointJudge",
+        {"run": str(run), "policies": paths, "env": dict(env), "first_seed": seeds.start, "episodes": len(seeds),
+         "num_envs": num_envs},
+    )  # fmt: skip
     rows: list[dict[str, Any]] = []
-    seen: dict[str, str] = {}
-    for path in policies:
-        policy = in_mode(path, config, device=incumbent.device)
-        check_same_space(path, policy, incumbent, data)
-        if (twin := seen.setdefault(weights_hash(policy), path)) != path:
-            log.warning("%s has the weights of %s and is left out: it would count twice", path, twin)
-            continue
-        scores = judges.score(policy).to_json()
-        won = play(env, policy, seeds, num_envs=num_envs)
-        found = proportion(sum(won), len(won))
-        success = {"k": found.k, "n": found.n, "low": found.low, "high": found.high}
-        rows.append({"policy": path, "success": success} | scores)
+    with (
+        open_engine(engine, plan, workers=workers, address=address) as scoring,
+        Progress("judge calibrate", total=len(paths)) as progress,
+    ):
+        judge_seed = scoring.describe()["judge_seed"]
+
+        def keep(row: dict[str, Any], _episode: None) -> None:
+            rows.append(row)
+            progress.advance(1)
+
+        scoring.play(([place] for place in range(len(paths))), keep, is_done=lambda: False)
     truth = np.array([row["success"]["k"] / row["success"]["n"] for row in rows], dtype=np.float64)
     return {
         "title": f"Judges of {run.name} against true success",
         "note": "Intervals: bootstrap over checkpoints; the noise of the roll-outs is in them as it is.",
-        "judge_seed": config.seed,
+        "judge_seed": judge_seed,
         "rows": [
             {"judge": name, "checkpoints": len(rows)}
             | spearman(np.array([row[name] for row in rows], dtype=np.float64), truth)
@@ -78,6 +84,17 @@ def calibrate(
         ],
         "policies": rows,
     }
+
+
+def _without_twins(run: Path, policies: Sequence[str]) -> list[str]:
+    """The policies, each once: one under two paths would count twice."""
+    config = _config_of(run)
+    seen: dict[str, str] = {}
+    for path in policies:
+        digest = weights_hash(in_mode(path, config, device=torch.device("cpu")))
+        if (twin := seen.setdefault(digest, path)) != path:
+            log.warning("%s has the weights of %s and is left out: it would count twice", path, twin)
+    return list(seen.values())
 
 
 def weights_hash(policy: Any) -> str:
@@ -88,6 +105,16 @@ def weights_hash(policy: Any) -> str:
     return digest.hexdigest()
 
 
+def _config_of(run: Path) -> OfflineConfig:
+    directory = RunDirectory.open(run)
+    if directory.stage != "offline" or not (run / "round_00" / "fits.json").is_file():
+        raise RunError(
+            str(run), expected="a run of `robot-rl offline` with its first round fitted", got=f"one of {directory.stage}",
+            hint="Give the offline run first, then the policies.",
+        )  # fmt: skip
+    return read_config(OfflineConfig, run / "config.yaml")
+
+
 def rebuild(run: Path) -> tuple[OfflineConfig, Judges, Any, RoundData]:
     """The judges of the first round of an offline run, from the same data and seed, and the policy it started from.
 
@@ -95,13 +122,7 @@ def rebuild(run: Path) -> tuple[OfflineConfig, Judges, Any, RoundData]:
         RunError: not an offline run, or one without a first round.
         DataError: a dataset has changed since.
     """
-    directory = RunDirectory.open(run)
-    if directory.stage != "offline" or not (run / "round_00" / "fits.json").is_file():
-        raise RunError(
-            str(run), expected="a run of `robot-rl offline` with its first round fitted", got=f"one of {directory.stage}",
-            hint="Give the offline run first, then the policies.",
-        )  # fmt: skip
-    config = read_config(OfflineConfig, run / "config.yaml")
+    config = _config_of(run)
     device = pick_device(config.device)
     incumbent = in_mode(config.policy, config, device=device)
     data = loaded_round(config, config.datasets, incumbent, seed=config.seed, device=device)

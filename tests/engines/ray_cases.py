@@ -22,10 +22,11 @@ if importlib.util.find_spec("ray") is None:
 from robot_rl.data.store import EpisodeStore
 from robot_rl.engines.ray_workers import RayEngine
 from robot_rl.engines.tasks import EngineKind, LocalEngine, PlayerPlan, blocks, grid_size, open_engine
-from robot_rl.errors import ConfigError, DataError, EnvError, RunError
+from robot_rl.errors import ConfigError, DataError, EnvError, PolicyError, RunError
 from robot_rl.runs.config import config_to_json, config_to_yaml, load_config
 from robot_rl.runs.directory import RunDirectory
-from robot_rl.stages import collect, evaluate, imitate
+from robot_rl.stages import collect, evaluate, imitate, offline
+from robot_rl.workbench.judge_calibrate import calibrate
 
 # Ray reads these once; a cluster and who joins it share a token.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "7" * 64}
@@ -102,6 +103,36 @@ def test_evaluation_and_collection_are_the_same_bits(tmp_path: Path, policy: Pat
     with EpisodeStore.open(stores[0], mode="r") as a, EpisodeStore.open(stores[1], mode="r") as b:
         assert a.content_hash() == b.content_hash()
         assert list(b.seeds) == list(range(7))  # the second task has ten seeds, and the store wants seven in all
+
+
+def test_judges_score_policies_the_same_and_as_often(tmp_path: Path, cluster: str) -> None:
+    env = ["env=point_reach", "env.max_episode_steps=20"]
+    data = tmp_path / "d.zarr"
+    ran(collect, tmp_path, *env, "expert=point_reach", "expert.noise_sd=0.4", "num_episodes=40", f"dataset={data}")
+    start, _ = ran(
+        imitate, tmp_path, *env, f"dataset={data}", "policy.hidden_width=32", "policy.num_steps=4", "train.num_steps=60",
+        "train.checkpoint_every_steps=20", "train.batch_size=32", "train.threads=1", "only_success=false",
+    )  # fmt: skip
+    run, _ = ran(
+        offline, tmp_path, f"policy={start}", f"datasets=[{data}]", "methods=[success_only]", "critic.hidden_width=16",
+        "dynamics.hidden_width=16", "dynamics.num_members=2", "critic_fit.num_steps=60", "critic_fit.check_every_steps=20",
+        "model_fit.num_steps=40", "judge.fqe_bootstrap=20", "judge.num_starts=20", "imitation.train.num_steps=20",
+        "imitation.train.checkpoint_every_steps=20", "imitation.train.batch_size=32",
+    )  # fmt: skip
+    policies = [str(path) for path in sorted((start / "checkpoints").glob("step_*"))] + [str(run), str(start)]
+    component = load_config(evaluate.CONFIG, env, name="evaluate").env
+    asked: dict[str, Any] = {"env": component, "seeds": range(50, 58), "num_envs": 3}
+    one = calibrate(run, policies, **asked)
+    two = calibrate(run, policies, **asked, engine=EngineKind.ray, workers=2, address=cluster)
+    assert one == two
+    assert len(one["policies"]) >= 3
+    assert str(start) not in [row["policy"] for row in one["policies"]]  # the last checkpoint under another name
+    other, _ = ran(
+        imitate, tmp_path, *env, f"dataset={data}", "policy.execute=1", "policy.num_steps=4", "train.num_steps=1",
+        "train.threads=1",
+    )  # fmt: skip
+    with pytest.raises(PolicyError, match="other"):
+        calibrate(run, [*policies, str(other)], **asked, engine=EngineKind.ray, workers=2, address=cluster)
 
 
 def test_collecting_successes_stops_at_the_same_seed(tmp_path: Path, cluster: str) -> None:
