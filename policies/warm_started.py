@@ -29,7 +29,6 @@ from robot_rl.types import ActionChunk, Observation
 from robot_rl.wrapped_policy import WrappedPolicy
 
 from .acting import check_noise
-from .diffusion import DiffusionPolicy
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,10 @@ class _Last:
 
 
 class WarmStartedPolicy(WrappedPolicy):
-    """A Policy around a DiffusionPolicy; its weights and its sampling mode are those of the policy.
+    """A Policy around a diffusion policy; its weights and its sampling mode are those of the policy.
 
     Args:
-        policy: a DiffusionPolicy, in the sampling mode to use.
+        policy: a DiffusionPolicy or LeRobotDiffusionPolicy, in the sampling mode to use.
         warm: see WarmStart.
 
     Raises:
@@ -74,7 +73,7 @@ class WarmStartedPolicy(WrappedPolicy):
         PolicyError: a level that its sampler does not have, or an element that the action lacks.
     """
 
-    def __init__(self, policy: DiffusionPolicy, warm: WarmStart) -> None:
+    def __init__(self, policy: Any, warm: WarmStart) -> None:
         warm.validate()
         super().__init__(policy)
         self.warm = warm
@@ -180,9 +179,10 @@ class WarmStartedPolicy(WrappedPolicy):
         return threshold_discrete(out, self.discrete_at)
 
     def _frame(self, observation: Observation) -> Array:
-        """Newest frame of what the policy observes, normalised (N, D)."""
-        arrays, encoder = observation.arrays(), self.policy.encoder
-        return torch.cat([self.policy.normalizer.apply(key, arrays[key][:, -1]) for key in encoder.keys], dim=-1)
+        """Newest frame of the numbers that the policy observes, normalised (N, D); images and points are not looked at."""
+        arrays, keys = observation.arrays(), self.policy.encoder.keys
+        numbers = [key for key in keys if arrays[key].ndim == 3]
+        return torch.cat([self.policy.normalizer.apply(key, arrays[key][:, -1]) for key in numbers], dim=-1)
 
     def _rows(self, frame: Array) -> tuple[Array, Array]:
         """Rows with a last chunk, and those of them that may start from it."""

@@ -28,6 +28,7 @@ TOOLS = (
     "rl100_online",
     "judge",
     "adapt",
+    "adopt",
     "ros2",
     "curves",
     "rti",
@@ -42,7 +43,7 @@ OPTIONS = """Options:
   --dry-run         print the complete configuration and stop
   --quiet           only warnings and errors on stderr
   --debug           show tracebacks of user errors
-  --track LIST      trackers, separated by commas: tensorboard (default), wandb, trackio; none for none
+  --track LIST      trackers, separated by commas: tensorboard (default; none for deploy), wandb, trackio; none
   --track-project P project name for wandb and trackio (default robot-rl)
   --config-dir DIR  a folder of your own YAML files (groups and stages), which win over ours
 

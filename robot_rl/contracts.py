@@ -65,7 +65,10 @@ class Policy(Protocol):
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """(draws, Tp, A) standard normal numbers wanted per env and decision; draws may be 0."""
+        """(draws, Tp, A) standard normal numbers wanted per env and decision; draws may be 0.
+
+        The middle one is more than Tp where a policy also denoises actions that it does not return; config.horizon is Tp then.
+        """
         ...
 
     def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:

@@ -120,14 +120,16 @@ class PolicyTrial:
 
     def chunk(self) -> Iterator[Finding]:
         """Chunks are float32 (N, Tp, A) and execute 1 to Tp of it, for one env and for several."""
-        _draws, horizon, size = self.policy.noise_shape
+        _draws, denoised, size = self.policy.noise_shape
+        # A policy may denoise actions before the first that it returns; then its configuration says Tp.
+        horizon = min(getattr(getattr(self.policy, "config", None), "horizon", denoised), denoised)
         for number in (self.rows, 1):
             chunk = self.ask(_take(self.first, slice(number)), self.noise()[:number])
             actions, wanted = to_numpy(chunk.actions), (number, horizon, size)
             if actions.shape != wanted or actions.dtype != np.float32:
                 yield error(
                     f"act of {number} envs", expected=f"float32 {wanted}", got=f"{actions.dtype} {actions.shape}",
-                    fix="Return physical actions (N, Tp, A) in float32; noise_shape says Tp and A.",
+                    fix="Return physical actions (N, Tp, A) in float32; config.horizon, or else noise_shape, says Tp.",
                 )  # fmt: skip
             if not 1 <= chunk.execute <= actions.shape[1]:
                 yield error(

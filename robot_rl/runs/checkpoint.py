@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from robot_rl.errors import ConfigError, DataError, PolicyError, RunError, closest
+from robot_rl.runs.adopted import build_adopted, is_adopted
 from robot_rl.runs.config import validate_component
 from robot_rl.runs.directory import read_json, sync_folder, write_json, write_synced
 from robot_rl.specs import EnvSpec
@@ -170,7 +171,7 @@ def load_policy(path: str | os.PathLike[str], *, device: str | torch.device = "c
     Needs documents "policy" ({"_target_", "config"}), "normalizer" and "spec", and tensors "policy".
 
     Args:
-        path: as for `load_checkpoint`.
+        path: as for `load_checkpoint`, or the folder of another project's policy (adopted.py; step 0, no tensors).
         device: of the policy.
 
     Returns:
@@ -182,6 +183,9 @@ def load_policy(path: str | os.PathLike[str], *, device: str | torch.device = "c
     """
     from robot_rl.data.normalizer import Normalizer
 
+    if is_adopted(Path(path)):
+        policy, document = build_adopted(Path(path))
+        return policy.to(device).eval(), policy.spec, Checkpoint(Path(path), 0, {}, document)
     checkpoint = load_checkpoint(path)
     missing = {"policy", "normalizer", "spec"} - set(checkpoint.documents)
     if missing or "policy" not in checkpoint.tensors:

@@ -11,6 +11,7 @@
     ros2       joint states echoed as commands between two processes, and camera transport (not in `all`)
     collect    how late a collecting session's turns begin while it records two cameras (not in `all`)
     vision     frames/s of drawing and encoding, samples/s of training, RGB and points, and shares (not in `all`)
+    lerobot    one decision of LeRobot's DiffusionPolicy in its own environment (--peer), beside ours (not in `all`)
 
 What is compared runs in turns in one process. Ratios are refused (exit 1) when other processes use more than a quarter
 of the CPUs it may use before or during the measurement, or the 1-minute load average is above CPUs + 0.5 before it.
@@ -42,8 +43,8 @@ from robot_rl.workbench.cores import allowed_cpus, usable_cores
 # Verdicts that a busy machine does not change.
 DETERMINISTIC = ("safety",)
 BENCHMARKS = ("ceilings", "sample", "data", "train", "infer", "env", "loop", "safety")
-# What needs ROS 2 or minutes.
-ALONE = ("ros2", "collect", "vision")
+# What needs ROS 2, another environment, or minutes.
+ALONE = ("ros2", "collect", "vision", "lerobot")
 
 
 def main(words: Sequence[str]) -> int:
@@ -62,6 +63,7 @@ def main(words: Sequence[str]) -> int:
         dataset=options.dataset,
         seconds=options.seconds,
         image_size=options.image_size,
+        peer=options.peer,
     )
     results: dict[str, Any] = {}
     for name in chosen:
@@ -193,6 +195,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", help="EpisodeStore for `sample`, `data` and `train` (default: random numbers)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the echo at 500 Hz of `ros2` (default 60)")
     parser.add_argument("--image-size", type=_positive, default=128, help="pixels a side of `vision` (default 128)")
+    parser.add_argument(
+        "--peer", metavar="PYTHON", help="of LeRobot's environment, for `lerobot` (tests/peers/lerobot.sh)"
+    )
     return parser
 
 

@@ -126,6 +126,7 @@ class Options:
         dataset: EpisodeStore for `sample` and `train`; None makes one of random numbers.
         seconds: of the longest measurement of `ros2`.
         image_size: pixels a side of `vision`.
+        peer: Python of LeRobot's environment, for `lerobot`.
     """
 
     rounds: int = 15
@@ -134,6 +135,7 @@ class Options:
     dataset: str | None = None
     seconds: float = 60.0
     image_size: int = 128
+    peer: str | None = None
 
 
 def interleave(contenders: Sequence[Contender], *, rounds: int) -> tuple[Measurement, ...]:

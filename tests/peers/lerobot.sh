@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# An environment of its own with lerobot 0.4.4, for tests/data/test_lerobot_peer.py, tests/peers/lerobot_speed.py
-# and tests/policies/test_lerobot_policy_peer.py (a policy of its own behind examples/teacher_servers/serve_lerobot.py).
+# An environment of its own with lerobot 0.4.4, for tests/data/test_lerobot_peer.py, tests/peers/lerobot_speed.py,
+# `robot-rl bench lerobot`, tests/policies/test_lerobot_diffusion_peer.py and tests/policies/test_lerobot_policy_peer.py
+# (a policy of its own behind examples/teacher_servers/serve_lerobot.py).
 #   tests/peers/lerobot.sh /tmp/peer_lerobot && export ROBOT_RL_PEER_LEROBOT=/tmp/peer_lerobot/bin/python
 # PYTHON chooses the interpreter (3.10 or 3.11); TORCH_INDEX=https://download.pytorch.org/whl/cpu gets the small build of
 # torch (lerobot 0.4.4 wants torch below 2.11).

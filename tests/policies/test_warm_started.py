@@ -13,6 +13,8 @@ from robot_rl.algorithms.warm_start import StartKind, WarmStart
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
+from robot_rl.policies.encoder_fusion import EncoderConfig
+from robot_rl.policies.encoder_images import ImageEncoderConfig
 from robot_rl.policies.warm_started import WarmStartedPolicy
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 from robot_rl.types import Observation
@@ -143,6 +145,21 @@ def test_a_chunk_that_is_not_finite_starts_nothing() -> None:
     noise = draw(policy, 1)
     assert torch.equal(rti.act(observe(1), noise).actions, policy.act(observe(1), noise).actions)
     assert rti.counts.jump == 1
+
+
+def test_a_policy_that_sees_images_starts_warm_too() -> None:
+    """Only numbers can jump: another image alone does not end a plan."""
+    config = replace(
+        CONFIG, observation_keys=("state", "image/top"),
+        encoder=EncoderConfig(images=ImageEncoderConfig(width=8, num_stages=1, keypoints=2, size=4), proprio_size=4),
+    )  # fmt: skip
+    spec = replace(SPEC, observation={**SPEC.observation, "image/top": ArraySpec("image/top", (8, 8, 3), "uint8")})
+    policy = DiffusionPolicy(config, spec, Normalizer.identity({"state": STATE, "action": SIZE})).eval()
+    rti = WarmStartedPolicy(policy, WARM)
+    for call, shade in enumerate((0, 255)):
+        image = torch.full((2, 1, 8, 8, 3), shade, dtype=torch.uint8)
+        rti.act(replace(observe(2), images={"top": image}), draw(policy, 2, call))
+    assert rti.counts.to_json() == {"warm": 2, "first": 2, "jump": 0, "full": 0}
 
 
 def test_refusals() -> None:
