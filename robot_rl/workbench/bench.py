@@ -12,6 +12,7 @@
     collect    how late a collecting session's turns begin while it records two cameras (not in `all`)
     vision     frames/s of drawing and encoding, samples/s of training, RGB and points, and shares (not in `all`)
     lerobot    one decision of LeRobot's DiffusionPolicy in its own environment (--peer), beside ours (not in `all`)
+    scale      tasks of engine=ray, one and two workers, against engine=local (not in `all`)
 
 What is compared runs in turns in one process. Ratios are refused (exit 1) when other processes use more than a quarter
 of the CPUs it may use before or during the measurement, or the 1-minute load average is above CPUs + 0.5 before it.
@@ -44,7 +45,7 @@ from robot_rl.workbench.cores import allowed_cpus, usable_cores
 DETERMINISTIC = ("safety",)
 BENCHMARKS = ("ceilings", "sample", "data", "train", "infer", "env", "loop", "safety")
 # What needs ROS 2, another environment, or minutes.
-ALONE = ("ros2", "collect", "vision", "lerobot")
+ALONE = ("ros2", "collect", "vision", "lerobot", "scale")
 
 
 def main(words: Sequence[str]) -> int:
@@ -191,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="show ratios although the machine is overloaded")
     parser.add_argument("--rounds", type=_positive, default=15, help="rounds of every contender (default 15)")
     parser.add_argument("--threads", type=_positive, default=1, help="of torch and onnxruntime (default 1)")
-    parser.add_argument("--env", default="pick_cube", help="config choice for `env` (default pick_cube)")
+    parser.add_argument("--env", default="pick_cube", help="config choice for `env` and `scale` (default pick_cube)")
     parser.add_argument("--dataset", help="EpisodeStore for `sample`, `data` and `train` (default: random numbers)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the echo at 500 Hz of `ros2` (default 60)")
     parser.add_argument("--image-size", type=_positive, default=128, help="pixels a side of `vision` (default 128)")

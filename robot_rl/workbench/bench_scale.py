@@ -1,26 +1,29 @@
-"""Time engine=ray against engine=local on the same tasks, in turns, and print one JSON line (docs/scale.md).
+"""`bench scale`: engine=ray against engine=local on the same tasks, in turns (docs/scale.md).
 
-    python -m robot_rl.workbench.bench_scale --rounds 5 --tasks 8 env=pick_cube expert=scripted num_envs=4 task_episodes=4
-    python -m robot_rl.workbench.bench_scale --rounds 5 --tasks 40 --sleep-ms 50
-
-The first times evaluations (its words are those of `evaluate`): this process, one worker, two workers. The second times what
-Ray adds to tasks that only wait. Starting Ray and the environments is not counted.
+Tasks that only wait 50 ms say what Ray adds; episodes of an expert say what a second worker brings where a core is free for it.
+Starting Ray and the environments is not counted.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 from robot_rl.engines.ray_workers import RayEngine
 from robot_rl.engines.tasks import Engine, LocalEngine, OnEpisode, PlayerPlan, blocks
+from robot_rl.runs.composition import group_choices
 from robot_rl.runs.config import config_to_json, load_config
 from robot_rl.stages.evaluate import EvaluateConfig
+from robot_rl.workbench.bench_timing import Comparison, Contender, Measurement, Options, Report, interleave
+
+WORKERS = 2
+SLEEP_S, WAITING_TASKS = 0.05, 40
+EPISODE_TASKS, EPISODES_A_TASK = 8, 2
+FIRST_SEED = 100_000
+# Ray adds less than 5 % to tasks of 50 ms, and two workers bring 1.7 times one (issue 12).
+LEAST_OF_LOCAL, LEAST_SPEED_UP = 1 / 1.05, 1.7
 
 
 class Waiting:
@@ -45,46 +48,44 @@ class Waiting:
         """Nothing to release."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Measure and print; 0."""
-    parser = argparse.ArgumentParser(prog="python -m robot_rl.workbench.bench_scale")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tasks", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--sleep-ms", type=float)
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args(list(words))
-    if options.sleep_ms is not None:
-        plan, size = PlayerPlan(f"{Waiting.__module__}.Waiting", {"sleep_s": options.sleep_ms / 1e3}), 1
-    else:
-        config = load_config(EvaluateConfig, options.overrides, name="evaluate")
-        plan = PlayerPlan("robot_rl.stages.evaluate_play.make_player", config_to_json(config))
-        size = config.task_episodes or config.num_envs
-    ray = RayEngine(plan, workers=options.workers, address="")
-    ray.describe()
-    engines: dict[str, Engine] = {"local": LocalEngine(plan), "ray 1": ray.narrowed(1), f"ray {options.workers}": ray}
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    loads = []
-    for number in range(options.rounds + 1):  # the first round warms up
-        for name, engine in engines.items():
-            began = time.perf_counter()
-            tasks = blocks(100_000, options.tasks * size, size)
-            engine.play(tasks, lambda *_: None, is_done=lambda: False)
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-        loads.append(os.getloadavg()[0])
-    ray.close()
-    middle = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
-    print(json.dumps({
-        "tasks": options.tasks, "task_ms_local": 1e3 * middle["local"] / options.tasks, "median_s": middle,
-        "overhead": middle["ray 1"] / middle["local"] - 1, "speed_up": middle["ray 1"] / middle[f"ray {options.workers}"],
-        "seconds": seconds, "load": [min(loads), max(loads)],
-    }))  # fmt: skip
-    return 0
+def run(options: Options) -> Report:
+    """Measure both kinds of tasks; `options.env` is what the expert plays.
+
+    Raises:
+        ConfigError: an environment without a configuration of its expert, or Ray is not installed.
+        RunError: a machine with fewer than two cores.
+    """
+    waiting = PlayerPlan(f"{Waiting.__module__}.Waiting", {"sleep_s": SLEEP_S})
+    config = load_config(
+        EvaluateConfig, [f"env={options.env}", f"expert={expert_of(options.env)}", "num_envs=1"], name="evaluate"
+    )
+    playing = PlayerPlan("robot_rl.stages.evaluate_play.make_player", config_to_json(config))
+    found = [
+        *_turns("waiting", waiting, tasks=WAITING_TASKS, size=1, rounds=options.rounds),
+        *_turns("episodes", playing, tasks=EPISODE_TASKS, size=EPISODES_A_TASK, rounds=options.rounds),
+    ]
+    comparisons = (
+        Comparison("waiting, one worker", "waiting, local", LEAST_OF_LOCAL),
+        Comparison("waiting, two workers", "waiting, one worker"),
+        Comparison("episodes, one worker", "episodes, local"),
+        Comparison("episodes, two workers", "episodes, one worker", LEAST_SPEED_UP),
+    )
+    facts = {"env": options.env, "sleep_s": SLEEP_S, "episodes_a_task": EPISODES_A_TASK, "workers": WORKERS}
+    return Report(tuple(found), comparisons, facts)
 
 
-if __name__ == "__main__":
-    # By its full name: workers import the player from there.
-    from robot_rl.workbench import bench_scale
+def expert_of(env: str) -> str:
+    """Config choice of the expert that plays `env` in benchmarks: its own where there is one, else the scripted one."""
+    return env if env in group_choices()["expert"] else "scripted"
 
-    sys.exit(bench_scale.main(sys.argv[1:]))
+
+def _turns(name: str, plan: PlayerPlan, *, tasks: int, size: int, rounds: int) -> tuple[Measurement, ...]:
+    with closing(RayEngine(plan, workers=WORKERS, address="")) as ray, closing(LocalEngine(plan)) as local:
+        ray.describe()  # everybody is ready then
+        engines: dict[str, Engine] = {"local": local, "one worker": ray.narrowed(1), "two workers": ray}
+
+        def player(engine: Engine) -> Callable[[], None]:
+            return lambda: engine.play(blocks(FIRST_SEED, tasks * size, size), lambda *_: None, is_done=lambda: False)
+
+        contenders = [Contender(f"{name}, {key}", player(engine), tasks, "tasks") for key, engine in engines.items()]
+        return interleave(contenders, rounds=rounds)

@@ -26,6 +26,8 @@ from robot_rl.errors import ConfigError, DataError, EnvError, PolicyError, RunEr
 from robot_rl.runs.config import config_to_json, config_to_yaml, load_config
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.stages import collect, evaluate, imitate, offline
+from robot_rl.workbench import bench_scale
+from robot_rl.workbench.bench_timing import Options
 from robot_rl.workbench.judge_calibrate import calibrate
 
 # Ray reads these once; a cluster and who joins it share a token.
@@ -290,3 +292,15 @@ def test_grid() -> None:
     assert grid_size(None, EngineKind.local, num_envs=8) is None
     assert grid_size(None, EngineKind.ray, num_envs=8) == 16
     assert json.loads(json.dumps(odd(x=1).config)) == {"x": 1}
+
+
+def test_the_benchmark_of_ray_measures_both_kinds_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_scale, "WAITING_TASKS", 6)
+    monkeypatch.setattr(bench_scale, "EPISODE_TASKS", 2)
+    report = bench_scale.run(Options(rounds=1, env="point_reach"))
+    rates = {m.name: m.rate for m in report.measurements}
+    assert len(rates) == 6
+    assert rates["waiting, local"] == pytest.approx(20, rel=0.2)  # 50 ms each
+    assert rates["waiting, two workers"] > 1.3 * rates["waiting, one worker"]  # waiting takes no core
+    assert {c.target for c in report.comparisons} == {None, 1 / 1.05, 1.7}
+    assert bench_scale.expert_of("push_cube") == "scripted"
