@@ -23,6 +23,7 @@ from .maniskill_sim import CpuEnvs
 from .maniskill_spec import read_frame
 
 _SCENERY = ("ground", "table")
+_SAME_PLACE_M = 1e-3
 _IK_ITERATIONS = 100  # as ManiSkill's Kinematics.compute_ik
 
 
@@ -68,6 +69,7 @@ class LiveScene:
         self.steps_per_control = int(self._env.sim_freq // self._env.control_freq)
         self._robot = self._env.agent.robot._objs[0]
         self._kinematics = _kinematics(self._env)
+        self._chain = _chain_to(self._kinematics.end_link._objs[0], self._env.agent.uid)
 
     def reset(self, seed: int) -> None:
         """Start an episode; every joint holds where it is.
@@ -143,10 +145,58 @@ class LiveScene:
             return _is_success(self._env.get_info())
 
     def objects(self) -> dict[str, tuple[float, ...]]:
-        """Positions of the task's own objects and goals in the robot's base frame, m; for people to look at."""
+        """Positions for people to look at, m, in the robot's base frame: the task's own objects and goals by name, and the
+        links that carry the tool as "link:<name>", from the base on; a link that sits where the one before does is left out.
+        """
         root = self._env.agent.robot.root._objs[0].entity_pose.inv()
         actors = {name: actor for name, actor in self._env.scene.actors.items() if not name.startswith(_SCENERY)}
-        return {name: tuple((root * actor._objs[0].pose).p.tolist()) for name, actor in actors.items()}
+        out = {name: tuple((root * actor._objs[0].pose).p.tolist()) for name, actor in actors.items()}
+        before = np.full(3, np.inf)
+        for name, link in self._chain:
+            place = (root * link.entity_pose).p
+            if np.abs(place - before).max() > _SAME_PLACE_M:
+                out[f"link:{name}"], before = tuple(place.tolist()), place
+        return out
+
+    def placement(self) -> Float64[Array, " S"]:
+        """Where everything that moves is, world frame, for `place` of a scene of the same configuration and seed.
+
+        Returns:
+            Seven numbers an object (m, wxyz; by name), then of each articulation seven of its root and its joints.
+        """
+        parts = [_flat(actor._objs[0].pose) for actor in self._movable()]
+        for body in self._bodies():
+            parts += [_flat(body.root_pose), body.qpos]
+        return np.concatenate(parts).astype(np.float64)
+
+    def place(self, placement: Float64[Array, " S"]) -> None:
+        """Put everything where `placement` of another scene says, to be drawn: speeds and targets stay as they are.
+
+        Raises:
+            EnvError: that scene has other objects.
+        """
+        import sapien
+
+        bodies, actors = self._bodies(), self._movable()
+        wanted = 7 * (len(actors) + len(bodies)) + sum(len(body.qpos) for body in bodies)
+        if len(placement) != wanted:
+            raise EnvError(
+                "placement", expected=f"{wanted} numbers", got=str(len(placement)), hint="Use the same configuration."
+            )
+        numbers = placement.astype(np.float32)
+        for actor in actors:
+            actor._objs[0].pose, numbers = sapien.Pose(numbers[:3], numbers[3:7]), numbers[7:]
+        for body in bodies:
+            body.root_pose = sapien.Pose(numbers[:3], numbers[3:7])
+            body.qpos, numbers = numbers[7 : 7 + len(body.qpos)], numbers[7 + len(body.qpos) :]
+
+    def _movable(self) -> list[Any]:
+        actors = self._env.scene.actors
+        return [actors[name] for name in sorted(actors) if not name.startswith(_SCENERY)]
+
+    def _bodies(self) -> list[Any]:
+        found = self._env.scene.articulations
+        return [found[name]._objs[0] for name in sorted(found)]
 
     def measure(self) -> LiveState:
         """What it is like now."""
@@ -177,6 +227,19 @@ def make_live(config: ManiSkillConfig) -> LiveScene:
 
 def _is_success(info: Any) -> bool:
     return bool(info["success"][0]) if "success" in info else False
+
+
+def _chain_to(link: Any, robot: str) -> list[tuple[str, Any]]:
+    """Links from the base to this one, with their names in the robot's description."""
+    chain = list[tuple[str, Any]]()
+    while link is not None:
+        chain.append((str(link.name).rpartition(f"{robot}_")[2], link))
+        link = link.parent
+    return chain[::-1]
+
+
+def _flat(pose: Any) -> np.ndarray:
+    return np.concatenate([pose.p, pose.q])
 
 
 def _kinematics(env: Any) -> Any:

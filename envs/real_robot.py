@@ -26,6 +26,7 @@ from robot_rl.deploy.robot_card import load_robot_card
 from robot_rl.deploy.schedule import Clock, ManualClock, MonotonicClock
 from robot_rl.deploy.watchdog import WatchdogConfig
 from robot_rl.errors import ConfigError, EnvError
+from robot_rl.specs import EnvSpec
 from robot_rl.teleop.mapping_config import MappingConfig
 from robot_rl.teleop.panel import OperatorPanel
 from robot_rl.teleop.resetting import ResetConfig
@@ -35,7 +36,8 @@ from .history import HistoryEnv
 from .robot_guard import Guard
 from .robot_hand import RobotHand
 from .robot_people import People
-from .robot_play import PlayConfig, RobotPlayer
+from .robot_plan import PlayConfig
+from .robot_play import RobotPlayer
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +106,22 @@ class RobotParts:
     clock: Clock | None = None
 
 
-def make_env(config: RealRobotConfig, *, num_envs: int, history: int, parts: RobotParts | None = None) -> RealRobotEnv:
+def make_env(
+    config: RealRobotConfig,
+    *,
+    num_envs: int,
+    history: int,
+    spec: EnvSpec | None = None,
+    parts: RobotParts | None = None,
+) -> RealRobotEnv:
     """Build the env; the robot is connected at the first reset.
 
     Args:
         config: see RealRobotConfig.
         num_envs: 1.
         history: To.
+        spec: of the policy that plays, for drivers that take one: the robot is told its actions, and shows what it looks at.
+            None: what the robot says of itself.
         parts: see RobotParts.
 
     Raises:
@@ -121,7 +132,7 @@ def make_env(config: RealRobotConfig, *, num_envs: int, history: int, parts: Rob
         raise ConfigError("num_envs", expected="1", got=str(num_envs), hint="There is one robot.")
     parts = parts or RobotParts()
     clock = parts.clock or (ManualClock() if config.as_fast_as_possible else MonotonicClock())
-    robot = parts.robot if parts.robot is not None else _robot(config, clock)
+    robot = parts.robot if parts.robot is not None else _robot(config, clock, spec)
     if hasattr(robot, "time_limit"):
         robot.time_limit = False  # ours counts
     scene = parts.scene if parts.scene is not None else _scene(config, robot)
@@ -257,7 +268,7 @@ def _guard(config: RealRobotConfig, card: Any, clock: Clock) -> Guard:
     return Guard(WatchdogConfig(stop, told, card.thresholds.heartbeat_s))
 
 
-def _robot(config: RealRobotConfig, clock: Clock) -> Any:
+def _robot(config: RealRobotConfig, clock: Clock, spec: EnvSpec | None) -> Any:
     node = config.driver.get("robot")
     if not isinstance(node, Mapping):
         raise ConfigError(
@@ -270,7 +281,7 @@ def _robot(config: RealRobotConfig, clock: Clock) -> Any:
             "as_fast_as_possible", expected="a driver that takes a clock", got=str(node.get("_target_")),
             hint="A real robot's time passes by itself: leave it out.",
         )  # fmt: skip
-    runtime = {"clock": clock} if "clock" in takes else {}
+    runtime = {name: part for name, part in (("clock", clock), ("spec", spec)) if name in takes}
     return _build(node, card=load_robot_card(config.robot), **runtime)
 
 
@@ -279,7 +290,10 @@ def _scene(config: RealRobotConfig, robot: Any) -> Any:
     if By.scene not in (config.reward, config.resets):
         return None
     if config.driver.get("scene"):
-        return _build(config.driver["scene"], card=robot.card)
+        scene = _build(config.driver["scene"], card=robot.card)
+        if hasattr(scene, "time_limit"):
+            scene.time_limit = False  # as for a robot that is one
+        return scene
     return robot if hasattr(robot, "reset") and hasattr(robot, "episode") else None
 
 

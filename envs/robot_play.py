@@ -8,7 +8,6 @@ episode, and nothing begins again until a person releases it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from robot_rl.deploy.chunking import AgeCheck
 from robot_rl.deploy.loop_checks import actions_every, streams_of
 from robot_rl.deploy.safety import Reason
 from robot_rl.deploy.schedule import Clock, Schedule
-from robot_rl.errors import DeployError, EnvError
+from robot_rl.errors import DeployError, EnvError, RobotRlError
 from robot_rl.specs import EnvSpec
 from robot_rl.teleop.driving import Driver
-from robot_rl.teleop.resetting import ResetConfig, Resetter
+from robot_rl.teleop.resetting import Resetter
 from robot_rl.types import Reading
 
 from .executed_actions import ExecutedAction
@@ -30,43 +29,12 @@ from .history import Frame
 from .robot_guard import Guard
 from .robot_keeper import Keeper
 from .robot_people import People
+from .robot_plan import Counts, PlayConfig
 
 log = logging.getLogger(__name__)
 
 # Share of a period that must be left for an action to begin in its slot.
 _LEFT = 0.25
-
-
-@dataclass(frozen=True)
-class PlayConfig:
-    """How a robot plays.
-
-    Attributes:
-        asks_person: a person puts the scene back and says "start"; else episodes begin by themselves.
-        judges: the scene's own signal is the success; else people say it.
-        release_stops: go on after a stop without a person; for simulated robots only.
-        rest_s: longest braking at the end of an episode before the robot's own stop.
-        reset: see ResetConfig.
-        is_threaded: hold between decisions, by a thread.
-    """
-
-    asks_person: bool = False
-    judges: bool = True
-    release_stops: bool = False
-    rest_s: float = 2.0
-    reset: ResetConfig = field(default_factory=ResetConfig)
-    is_threaded: bool = True
-
-
-@dataclass
-class Counts:
-    """Of a robot's life: steps, those that safety changed, stale ones, late decisions, stops."""
-
-    steps: int = 0
-    bent: int = 0
-    stale: int = 0
-    late_decisions: int = 0
-    stops: int = 0
 
 
 class RobotPlayer:
@@ -213,6 +181,7 @@ class RobotPlayer:
             self._wait()
             period_s = self._period_s
             self._read()
+            self.driver.require_alive()
             self._hear(self.people.hear(self.clock.now()))
         self._count(asked)
         while self._asked_pause:
@@ -269,6 +238,9 @@ class RobotPlayer:
         if not self._connected:
             self.guard.bring_up(self.card, action_size=self.spec.action.size)
             self.driver.connect()
+            # What is imported at its first use is so now: in a turn, the watchdog takes it for a lost loop.
+            self._executed.begin(self.driver.read(), None)
+            self._executed.action(np.zeros(self.spec.action.size, np.float32))
             self._connected = True
             self._restart()
         else:
@@ -325,14 +297,26 @@ class RobotPlayer:
                 "robot", expected="a person who releases it", got=f"{why}, and neither panel nor device",
                 hint="The robot holds. Give panel= or device=, look at the robot, then resume the run.",
             )  # fmt: skip
-        is_released = self.config.release_stops
         self._restart()
-        while not (is_released and self.driver.is_at_rest):
-            self._turn(1)
-            self._show("fault", f"{why}: look at the robot, then release")
-            is_released = is_released or "release" in self.people.hear(self.clock.now())
-        self.guard.release()
-        self.driver.release()
+        while self.driver.latched:
+            is_released = self.config.release_stops
+            while not (is_released and self.driver.is_at_rest):
+                self._turn(1)
+                self._show("fault", f"{why}: look at the robot, then release")
+                is_released = is_released or "release" in self.people.hear(self.clock.now())
+            self.guard.release()
+            why = self._release(why)
+
+    def _release(self, why: str) -> str:
+        """Go on, or say why a person must look again: the robot moves, or tells nothing."""
+        try:
+            self.driver.release()
+        except RobotRlError as error:
+            if self.config.release_stops:
+                raise
+            log.error("%s", error)
+            why = str(error)
+        return why
 
     def _show(self, state: str, message: str) -> None:
         if self.people.is_there:

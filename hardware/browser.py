@@ -114,6 +114,11 @@ class BrowserPage:
         return None if self._child is None else self._child.pid
 
     @property
+    def viewers(self) -> int:
+        """Pages that are open."""
+        return int(self._told.get("viewers", 0))
+
+    @property
     def url(self) -> str:
         """What to open in a browser. The token stands behind the #, which browsers keep to themselves."""
         return self._address + (f"#token={self.token}" if self.token else "")
@@ -180,7 +185,7 @@ class BrowserPage:
             self._restart()
             return
         self._writer.write(view)
-        if self._told.get("viewers"):
+        if self.viewers:
             self._writer.write_picture(view, self._child)
 
     def show_dataset(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""The bridge: a lifecycle node that runs an exported policy on a robot behind ROS 2 topics.
+"""The bridge: a lifecycle node that runs an exported or served policy on a robot behind ROS 2 topics.
 
 configure   load and warm the policy, connect to the robot's topics, compare both; nothing moves
 activate    episodes may be started (~/start_episode), or one starts at once (parameter start_on_activate)
@@ -28,12 +28,16 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import Trigger
 
 from robot_rl.deploy.black_box import StepRecord
-from robot_rl.deploy.inference import PolicySource, load_policy
+from robot_rl.deploy.execution import ChunkRule, Execution
+from robot_rl.deploy.inference import ProcessPolicy
+from robot_rl.deploy.loop_parts import LoopConfig
+from robot_rl.deploy.loop_policy import source_of
 from robot_rl.deploy.loop_summary import EpisodeSummary
 from robot_rl.deploy.reasons import as_text
 from robot_rl.deploy.robot_card import RobotCard, load_robot_card
 from robot_rl.deploy.safety import Reason
 from robot_rl.deploy.station import Station, StationConfig
+from robot_rl.deploy.tensorrt_policy import Runtime
 from robot_rl.errors import DeployError, RobotRlError
 
 from .ros2_diagnostics import Condition, diagnostics
@@ -42,20 +46,41 @@ from .ros2_signals import init_until_signal
 
 DIAGNOSTICS_HZ = 1.0
 _END_S = 10.0
+_CHOICES = {
+    "runtime": [kind.value for kind in Runtime],
+    "execution": [kind.value for kind in Execution if kind is not Execution.naive],
+}
+_LEAST = {"max_steps": 0, "first_seed": 0, "chunks_every": 0, "blend_steps": 0, "threads": 1}
 _WATCHDOG = "robot_rl.hardware.ros2_robot:ros2_stop"
 # name -> default, what it is; all are read at configure and fixed while the node is configured
 PARAMETERS: dict[str, tuple[Any, str]] = {
-    "policy": ("", "exported policy, an .onnx file"),
+    "policy": ("", "exported policy: an .onnx file or a run of export, or ws://host:port of robot-rl serve"),
     "robot": ("", "robot card: a name or a YAML file"),
     "log_folder": ("black_box", "for the last seconds of stops; empty: none"),
+    "runtime": ("onnx", "what runs the file: onnx, openvino, tensorrt or auto, which measures first"),
     "provider": ("CPUExecutionProvider", "execution provider of onnxruntime"),
-    "threads": (1, "of onnxruntime, 1 or more"),
+    "threads": (1, "of onnxruntime or OpenVINO, 1 or more"),
+    "execution": ("async", "what is played while the policy computes: async, sync, ensemble or rtc (docs/chunks.md)"),
+    "chunks_every": (0, "actions between two questions; 0: as execution has it"),
+    "blend_steps": (0, "actions over which a new chunk takes over, async and rtc"),
     "max_steps": (0, "actions of an episode; 0: as the policy's spec has it"),
     "first_seed": (0, "of the policy's noise; the next episode takes the next one"),
     "delta_gain": (1.0, "longer deltas where readings come late, 1 to 2 (docs/ros2.md)"),
     "start_on_activate": (False, "whether an episode starts when motion is enabled"),
     "watchdog": (True, "a process that stops the robot when this one falls silent"),
 }
+
+
+def wrong(name: str, value: Any) -> str:
+    """What is wrong with the value of a parameter; "" when nothing is."""
+    wanted = type(PARAMETERS[name][0])
+    if type(value) is not wanted:
+        return f"expected {wanted.__name__}, got {value!r}"
+    if value not in _CHOICES.get(name, [value]):
+        return f"expected one of {', '.join(_CHOICES[name])}, got {value!r}"
+    if name in _LEAST and value < _LEAST[name]:
+        return f"expected {_LEAST[name]} or more, got {value}"
+    return ""
 
 
 class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
@@ -91,16 +116,11 @@ class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
         for parameter in parameters:
             if parameter.name not in PARAMETERS:
                 continue
-            wanted = type(PARAMETERS[parameter.name][0])
-            why = ""
-            if self._station is not None:
-                why = "the node is configured; clean it up first"
-            elif type(parameter.value) is not wanted:
-                why = f"expected {wanted.__name__}, got {parameter.value!r}"
-            elif parameter.name in ("max_steps", "first_seed") and parameter.value < 0:
-                why = f"expected 0 or more, got {parameter.value}"
-            elif parameter.name == "threads" and parameter.value < 1:
-                why = f"expected 1 or more, got {parameter.value}"
+            why = (
+                "the node is configured; clean it up first"
+                if self._station is not None
+                else wrong(parameter.name, parameter.value)
+            )
             if why:
                 return SetParametersResult(successful=False, reason=f"{parameter.name}: {why}")
         return SetParametersResult(successful=True)
@@ -119,22 +139,28 @@ class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
         return TransitionCallbackReturn.SUCCESS
 
     def _made(self) -> Station:
-        for name in ("policy", "robot"):
-            if not self._value(name):
+        for name in PARAMETERS:  # those of a launch file were not set, but there from the start
+            if why := wrong(name, self._value(name)):
+                raise DeployError(f"parameter {name!r}", expected=PARAMETERS[name][1], got=why, hint="Correct it.")
+            if name in ("policy", "robot") and not self._value(name):
                 raise DeployError(
                     f"parameter {name!r}", expected=PARAMETERS[name][1], got="none", hint=f"-p {name}:=..."
                 )
-        source = PolicySource(
-            onnx=str(self._value("policy")), provider=str(self._value("provider")), threads=int(self._value("threads"))
-        )
-        card, spec = self._card(), load_policy(source).spec
+        rule = ChunkRule(every=int(self._value("chunks_every")) or None, blend_steps=int(self._value("blend_steps")))
+        loop = LoopConfig(execution=Execution(self._value("execution")), chunks=rule)
+        source = source_of(
+            str(self._value("policy")), loop, runtime=Runtime(self._value("runtime")),
+            provider=str(self._value("provider")), threads=int(self._value("threads")),
+        )  # fmt: skip
+        card, policy = self._card(), ProcessPolicy(source)
+        spec = policy.start().spec
         self._robot = Ros2Robot(Ros2RobotConfig(node=f"{self.get_name()}_robot"), card=card, spec=spec)
         watched = {"card": str(self._value("robot")), "namespace": self._namespace}
         config = StationConfig(
-            policy=source, log_folder=str(self._value("log_folder")), delta_gain=float(self._value("delta_gain")),
+            policy=source, loop=loop, log_folder=str(self._value("log_folder")), delta_gain=float(self._value("delta_gain")),
             watchdog=_WATCHDOG if self._value("watchdog") else "", watchdog_config=watched,
         )  # fmt: skip
-        return Station(self._robot, spec, config, observer=self._see)
+        return Station(self._robot, spec, config, observer=self._see, policy=policy)
 
     @property
     def _namespace(self) -> str:

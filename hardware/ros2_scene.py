@@ -1,13 +1,16 @@
 """Who resets and judges a robot behind topics: the services and topics of sim_robot_node.py, or a node that has the same.
 
 `reset` sets the parameter `seed` of that node, calls its service `reset` (std_srvs/Trigger), and waits until `episode_state`
-shows the new episode. A node of its own in a thread of its own: it does not share an executor with the control loop.
+shows the new episode. Its parameter `time_limit`, where it has one, says whether it judges for as long as a policy may take,
+or as long as the episode lasts: people are slower. A node of its own in a thread of its own: it does not share an executor
+with the control loop.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -17,6 +20,8 @@ from robot_rl.deploy.robot_card import RobotCard
 from robot_rl.errors import DeployError
 
 from .sim_robot import EpisodeState
+
+log = logging.getLogger(__name__)
 
 _FIELDS = 5
 _JOIN_S = 5.0
@@ -29,12 +34,14 @@ class Ros2SceneConfig:
     Attributes:
         node: that resets, relative to the card's namespace.
         domain_id: null: ROS_DOMAIN_ID of the environment.
-        wait_s: for its services, and for a reset.
+        wait_s: for its services, at the start.
+        reset_s: for one reset. The loop that asks for it does not turn meanwhile; robots hold by their own means then.
     """
 
     node: str = "sim_robot"
     domain_id: int | None = None
     wait_s: float = 30.0
+    reset_s: float = 10.0
 
 
 class Ros2Scene:
@@ -63,6 +70,7 @@ class Ros2Scene:
                 hint="pip install -r constraints/ros2-jazzy.txt, or source ROS 2.",
             ) from error
         self.config, self._row, self._changed = config, [0.0] * _FIELDS, threading.Condition()
+        self.time_limit = True  # False: people are slower than the node's limit
         namespace = "" if card.ros2 is None or not card.ros2.namespace else f"/{card.ros2.namespace.strip('/')}"
         self._context = rclpy.Context()
         rclpy.init(context=self._context, args=[], domain_id=config.domain_id)
@@ -94,17 +102,27 @@ class Ros2Scene:
         from rclpy.parameter import Parameter
         from std_srvs.srv import Trigger
 
-        before, deadline_s = self._row[0], time.monotonic() + self.config.wait_s
-        wanted = Parameter("seed", Parameter.Type.INTEGER, seed).to_parameter_msg()
-        done = self._call(self._parameters, SetParameters.Request(parameters=[wanted]), deadline_s)
-        if not all(result.successful for result in done.results):
-            raise self._refused(seed, str([result.reason for result in done.results]))
+        deadline_s = time.monotonic() + self.config.reset_s
+        # Who waits for a node that is gone keeps a loop from turning.
+        if not (self._trigger.service_is_ready() and self._parameters.service_is_ready()):
+            raise self._refused(seed, f"nobody has the service {self._trigger.srv_name!r} any more")
+        wanted = (
+            Parameter("seed", Parameter.Type.INTEGER, seed),
+            Parameter("time_limit", Parameter.Type.BOOL, self.time_limit),
+        )
+        request = SetParameters.Request(parameters=[parameter.to_parameter_msg() for parameter in wanted])
+        of_seed, of_limit = self._call(self._parameters, request, deadline_s).results
+        if not of_seed.successful:
+            raise self._refused(seed, of_seed.reason)
+        if not (of_limit.successful or self.time_limit):
+            log.warning("%s: %s; its own limit, if it has one, ends its judgement", self.config.node, of_limit.reason)
+        before = self._row[0]
         answer = self._call(self._trigger, Trigger.Request(), deadline_s)
         if not answer.success:
             raise self._refused(seed, answer.message)
         with self._changed:
             is_new = self._changed.wait_for(
-                lambda: self._row[0] > before and int(self._row[1]) == seed, max(deadline_s - time.monotonic(), 0)
+                lambda: 0 < self._row[0] != before and int(self._row[1]) == seed, max(deadline_s - time.monotonic(), 0)
             )
         if not is_new:
             raise self._refused(seed, f"no new episode_state, only {self._row}")
@@ -142,7 +160,7 @@ class Ros2Scene:
         future.add_done_callback(lambda _future: done.set())
         if not done.wait(max(deadline_s - time.monotonic(), 0.0)):
             raise DeployError(
-                f"service {client.srv_name!r}", expected=f"an answer within {self.config.wait_s:g} s", got="silence",
+                f"service {client.srv_name!r}", expected=f"an answer within {self.config.reset_s:g} s", got="silence",
                 hint="Is the node still running?",
             )  # fmt: skip
         return future.result()

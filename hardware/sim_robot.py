@@ -8,26 +8,22 @@ An episode begins with the first goal behind a reset; success is looked at once 
 
 from __future__ import annotations
 
-import importlib
 import math
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from enum import Enum
-from importlib.resources import files
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from robot_rl.arrays import Array, Float64
 from robot_rl.deploy.robot_card import CommandKind, RobotCard, load_robot_card
 from robot_rl.deploy.schedule import Clock, MonotonicClock
-from robot_rl.errors import ConfigError, DeployError, closest
+from robot_rl.errors import DeployError, closest
 from robot_rl.specs import EnvSpec
 from robot_rl.types import Goal, Reading
 
-# Environments with a live form: target in configs/env -> what builds it.
-LIVE: Mapping[str, str] = {"robot_rl.envs.maniskill.make_env": "robot_rl.envs.maniskill_live.make_live"}
+from .sim_scene import live_scene
+
 # Physics of a longer silence of the caller is left out (and told): nobody waits for minutes of it.
 _MOST_BEHIND_S = 10.0
 _FIELDS = {
@@ -181,6 +177,11 @@ class SimRobot:
         with self._lock:
             return {"scene": self._scene.objects() if hasattr(self._scene, "objects") else {}}
 
+    def still(self) -> tuple[int, float, Float64[Array, " S"]]:
+        """Seed of the scene, time of the newest step of physics, and where everything is (LiveScene.placement); cheap."""
+        with self._lock:
+            return self._episode.seed, self._start_s + self._steps * self.step_s, self._scene.placement()
+
     def command(self, goal: Goal) -> Goal:
         """Follow a goal from the next step of physics on; returns it with the gripper inside its range.
 
@@ -296,50 +297,6 @@ def moved(pose: Float64[Array, "7"], twist: Float64[Array, "6"], period_s: float
     w0, v0 = pose[3], pose[4:]
     product = np.concatenate([[w * w0 - v @ v0], w * v0 + w0 * v + np.cross(v, v0)])
     return np.concatenate([pose[:3] + twist[:3] * period_s, product / np.linalg.norm(product)])
-
-
-def live_scene(env: str, options: Mapping[str, Any]) -> Any:
-    """The live form of an environment of configs/env.
-
-    Args:
-        env: its name.
-        options: fields in place of those of the file.
-
-    Raises:
-        ConfigError: no such name, an environment without a live form, or an unknown option.
-        EnvError: it can't be built.
-    """
-    import yaml
-
-    folder = files("robot_rl.configs") / "env"
-    known = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
-    if env not in known:
-        raise ConfigError(f"env {env!r}", expected="a name of configs/env", got="none", hint=closest(env, known))
-    plain = {**yaml.safe_load(known[env].read_text(encoding="utf-8")), **options}
-    target = str(plain.pop("_target_", ""))
-    if target not in LIVE:
-        raise ConfigError(
-            f"env {env!r}", expected=f"one with a live form ({', '.join(LIVE)})", got=target,
-            hint="Other environments wait for their policy and can't be a robot.",
-        )  # fmt: skip
-    module, _, name = LIVE[target].rpartition(".")
-    make = getattr(importlib.import_module(module), name)
-    config_class = get_type_hints(make)["config"]
-    hints, names = get_type_hints(config_class), {entry.name for entry in fields(config_class)}
-    for key in plain:
-        if key not in names:
-            raise ConfigError(f"env {env!r}, {key}", expected="a known field", got=key, hint=closest(key, names))
-    return make(config_class(**{key: _typed(hints[key], value, key) for key, value in plain.items()}))
-
-
-def _typed(kind: Any, value: Any, key: str) -> Any:
-    if not (isinstance(kind, type) and issubclass(kind, Enum)):
-        return value
-    try:
-        return kind(value)
-    except ValueError as error:
-        hint = closest(str(value), [member.value for member in kind])
-        raise ConfigError(key, expected=f"a {kind.__name__}", got=repr(value), hint=hint) from error
 
 
 def _index(name: str, names: tuple[str, ...], card: RobotCard) -> int:

@@ -6,7 +6,8 @@ The same words are ROS parameters (`--ros-args -p latency_s:=0.02`), and those w
 JointState of all joints, PoseStamped of the tool, `scene_state` (Float64MultiArray) where the card has a stream "state",
 JPEG CompressedImage of its cameras. Commands are of the card's type. Beside them:
 
-    reset          std_srvs/Trigger: starts the episode of parameter `seed`, which then counts up by one
+    reset          std_srvs/Trigger: starts the episode of parameter `seed`, which then counts up by one; with the parameter
+                   `time_limit` false it has no limit but success
     success        Bool: whether the task's signal came in this episode; stays until the next reset
     episode_state  Float64MultiArray [resets, seed, control periods since the first command, success, is over]
 
@@ -177,6 +178,7 @@ class SimRobotNode:
             callback = self._later(channel)
             self.node.create_subscription(message_type(topic.type), _in(card, topic.topic), callback, qos)
         self.node.create_service(Trigger, _in(card, "reset"), self._reset)
+        self.node.declare_parameter("time_limit", True)
 
     def _later(self, channel: str) -> Callable[[Any], None]:
         def arrived(message: Any) -> None:
@@ -199,6 +201,7 @@ class SimRobotNode:
 
         seed = int(self.node.get_parameter("seed").value)
         try:
+            self.robot.time_limit = bool(self.node.get_parameter("time_limit").value)
             self.robot.reset(seed)
         except RobotRlError as error:
             response.success, response.message = False, str(error)

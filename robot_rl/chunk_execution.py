@@ -18,21 +18,21 @@ import torch
 from robot_rl.arrays import Array, Bool, Int64
 from robot_rl.data.element_names import gripper_elements
 from robot_rl.deploy.execution import (
+    FORECAST,
     ChunkPlayer,
     ChunkRule,
     Execution,
-    continuation_weights,
     delay_steps,
     describe,
+    held_action,
     question_interval,
+    require_blendable,
 )
 from robot_rl.deploy.noise import NoiseSource
 from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.rollout import PolicyActor
-from robot_rl.specs import ActionKind, EnvSpec
+from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
-
-_FORECAST = 10  # newest measured delays of which the largest is expected
 
 
 @dataclass
@@ -57,7 +57,8 @@ class DelayedActor:
             so a result is that of this machine in this hour.
 
     Raises:
-        ConfigError: numbers out of range, a chunk that is over before the next one comes, or a hold that has no meaning.
+        ConfigError: numbers out of range, a chunk that is over before the next one comes, a hold that has no meaning, or
+            rotations that can't be averaged.
         PolicyError: rtc with a policy that can't continue a chunk.
     """
 
@@ -77,12 +78,13 @@ class DelayedActor:
         self._interval = question_interval(
             kind, rule, delay=self._given or 0, horizon=config.horizon, execute=config.execute
         )
+        require_blendable(self._spec, kind, rule)
         self._grippers = gripper_elements(self._spec.action)
-        _hold(self._spec, None, self._grippers)
+        held_action(self._spec, None, self._grippers)
         self.description = describe(kind, rule, latency_ms=latency_ms, interval=self._interval)
         self._rows: list[_Row] = []
         self._delays: list[int] = []
-        self._recent: deque[int] = deque([0], maxlen=_FORECAST)
+        self._recent: deque[int] = deque([0], maxlen=FORECAST)
 
     def act(
         self, observation: Observation, *, episode_seeds: Int64[Array, " N"], new_episode: Bool[Array, " N"]
@@ -102,7 +104,7 @@ class DelayedActor:
                 part = observation.map(lambda array, at=number: array[at : at + 1])  # type: ignore[misc]
                 self._ask(row, part, episode_seeds[number : number + 1])
             due = row.player.action(row.step)
-            row.last = _hold(self._spec, row.last, self._grippers) if due is None else due
+            row.last = held_action(self._spec, row.last, self._grippers) if due is None else due
             actions[number, 0] = row.last
             row.step += 1
         return ActionChunk(actions=torch.from_numpy(actions), execute=1)
@@ -130,13 +132,10 @@ class DelayedActor:
         return _Row(PolicyActor(copy.copy(self._policy), self._noise), player)
 
     def _ask(self, row: _Row, observation: Observation, seed: Int64[Array, " 1"]) -> None:
-        rest = row.player.rest(row.step) if self._kind is Execution.rtc else None
-        if rest is not None:
-            actions, planned = rest
-            expected = max(self._recent) if self._given is None else self._given
-            committed = min(expected, planned)
-            weights = continuation_weights(committed=committed, planned=planned, horizon=len(actions))
-            row.actor.policy.continue_from(actions, weights)  # type: ignore[attr-defined]
+        expected = max(self._recent) if self._given is None else self._given
+        plan = row.player.continuation(row.step, expected=expected) if self._kind is Execution.rtc else None
+        if plan is not None:
+            row.actor.policy.continue_from(*plan)  # type: ignore[attr-defined]
         began = time.perf_counter()
         chunk = row.actor.act(observation, episode_seeds=seed, new_episode=np.array([row.is_new]))
         taken_ms = 1e3 * (time.perf_counter() - began)
@@ -155,23 +154,3 @@ def _continuing(policy: Any, rule: ChunkRule) -> Any:
             hint="Guidance needs gradients of its network: exports, heads and baselines have none. Use execution=async.",
         )  # fmt: skip
     return policy.continuing(rule.guidance)
-
-
-def _hold(spec: EnvSpec, last: np.ndarray | None, grippers: tuple[int, ...]) -> np.ndarray:
-    """The action that keeps the robot where it is told to be: the last one, or no motion; a gripper keeps its command.
-
-    Raises:
-        ConfigError: a delta whose rotation is not zero where nothing turns.
-    """
-    said, size = spec.action_semantics, spec.action.size
-    if said.kind is ActionKind.absolute and last is not None:
-        return last
-    if said.kind is not ActionKind.absolute and said.rotation.startswith(("quat", "rot6d", "matrix")):
-        raise ConfigError(
-            "execution", expected="deltas of which zero is no motion", got=f"rotation {said.rotation!r}",
-            hint="Judge this policy without execution=.",
-        )  # fmt: skip
-    out = np.zeros(size, np.float32)
-    if last is not None:
-        out[list(grippers)] = last[list(grippers)]
-    return out

@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--config-dir", type=Path)
-    parser.add_argument("--track", default="tensorboard")
+    parser.add_argument("--track")
     parser.add_argument("--track-project", default="robot-rl")
     return parser
 
@@ -109,9 +109,10 @@ def _run_stage(options: argparse.Namespace, words: Sequence[str]) -> int:
         from robot_rl.runs.config import config_to_yaml
         from robot_rl.runs.trackers import Follower, check_names
 
-        trackers = [name for name in options.track.split(",") if name not in ("", "none")]
-        check_names(trackers)
         stage = importlib.import_module(f"robot_rl.stages.{options.command}")
+        track = getattr(stage, "TRACK", "tensorboard") if options.track is None else options.track
+        trackers = [name for name in track.split(",") if name not in ("", "none")]
+        check_names(trackers)
         refuse_ranks(stage, options.command)
         config, run = _open_run(stage, options)
     if options.dry_run:

@@ -132,7 +132,7 @@ class Robot(Protocol):
     card: RobotCard
 
     def connect(self) -> None:
-        """Open the connection, wait for the first reading and check names, rates and ages. Nothing moves.
+        """Open the connection, wait for the first reading and check names, rates and ages. Nothing moves. Also twice.
 
         Raises:
             DeployError: naming the joint, stream or topic that is missing or wrong.

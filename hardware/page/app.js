@@ -76,6 +76,7 @@ const changes = new Changes(episodes, whyNot, sendEdit);
 const wish = (want) => send({type: "lease", want});
 inputs.extraKeys = {
   KeyT: () => isDriving || wish(lease.operator ? "ask" : "take"),
+  KeyV: () => shown.views.next(),
   KeyH: () => { $("keys").open = !$("keys").open; },
 };
 $("take").onclick = () => wish("take");

@@ -45,7 +45,7 @@ export const GRIP_KEYS = {KeyR: 1, KeyF: -1};
 export const OTHER_KEYS = [
   ["Space", "hold: clutch, nothing moves without it"], ["W S", "forward, back"], ["A D", "left, right"], ["E Q", "up, down"],
   ["↑ ↓", "pitch"], ["← →", "yaw: left, right"], ["C Z", "roll"], ["R F", "gripper: open, close"],
-  ["Shift", "hold: a quarter of the speed"], ["T", "take over, or ask to"], ["H", "this list"],
+  ["Shift", "hold: a quarter of the speed"], ["T", "take over, or ask to"], ["V", "view: drawn, rendered, both"], ["H", "this list"],
 ];
 export const PAD_HELP = [
   ["RB", "hold: clutch"], ["left stick", "forward, left"], ["right stick", "up, turn"], ["pad cross", "pitch, roll"],

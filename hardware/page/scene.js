@@ -61,8 +61,9 @@ export class Scene {
   draw(view, motion) {
     const ratio = devicePixelRatio || 1, box = this.canvas.getBoundingClientRect();
     [this.width, this.tall] = [box.width, box.height];
-    if (!this.width) return "";
-    const isWide = this.width > 640, wide = isWide ? this.width / 2 : this.width;
+    const tool = view.pose?.length >= 3 ? view.pose.slice(0, 3) : null;
+    if (!this.width) return this.words(view, tool); // the rendered view stands in its place
+    const isWide = this.width > 760, wide = isWide ? this.width / 2 : this.width;
     this.size = Math.min(wide * 0.8, this.tall);
     if (this.canvas.width !== Math.round(box.width * ratio)) { this.canvas.width = Math.round(box.width * ratio); }
     if (this.canvas.height !== Math.round(box.height * ratio)) { this.canvas.height = Math.round(box.height * ratio); }
@@ -70,7 +71,6 @@ export class Scene {
     c.setTransform(ratio, 0, 0, ratio, 0, 0);
     c.clearRect(0, 0, this.width, this.tall);
     c.lineCap = c.lineJoin = "round";
-    const tool = view.pose?.length >= 3 ? view.pose.slice(0, 3) : null;
     this.aim(tool, view.scene ?? {});
     if (tool) this.remember(tool);
     const panels = [{azimuth: this.azimuth, height: this.height, middle: wide / 2, title: ""}];
@@ -90,15 +90,21 @@ export class Scene {
     this.grid();
     for (const axis of [0, 1, 2]) this.line([0, 0, 0], [0, 1, 2].map((i) => i === axis ? 0.12 : 0), COLOURS[axis], 2);
     this.label([0, 0, 0], "base", "#9fb0bf");
-    const arm = [];
-    for (const [name, p] of Object.entries(view.scene ?? {})) {
-      if (name.startsWith("link:")) arm.push(p); else if (p.length === 6) this.box(p); else this.thing(name, p);
+    const entries = Object.entries(view.scene ?? {}), arm = entries.filter(([name]) => name.startsWith("link:")).map(([, p]) => p);
+    if (arm.length) this.arm(arm);
+    for (const [name, p] of entries) {
+      if (!name.startsWith("link:")) p.length === 6 ? this.box(p) : this.thing(name, p);
     }
-    arm.slice(1).forEach((p, i) => this.line(arm[i], p, "#73828f", 7));
-    arm.forEach((p) => this.dot(p, 4, "#aebac5"));
     if (!tool) return;
     if (!arm.length) this.line([0, 0, 0], tool, "#73828f", 2, [3, 6]);
     this.tool(tool, view.pose.length === 7 ? view.pose.slice(3) : [1, 0, 0, 0], motion);
+  }
+
+  // Behind what it may hide; its last part is thin, as the tool is drawn there.
+  arm(points) {
+    const last = points.length - 2;
+    points.slice(1).forEach((p, i) => this.line(points[i], p, "#596875", i === last ? 4 : 10));
+    points.slice(0, -1).forEach((p) => this.dot(p, 5, "#8b9aa7"));
   }
 
   words(view, tool) {

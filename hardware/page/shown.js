@@ -3,6 +3,7 @@ import {element} from "./episodes.js";
 import {AXES, EVENTS, keyName, OTHER_KEYS, PAD_HELP, STATES} from "./names.js";
 import {Sparklines} from "./plots.js";
 import {Scene} from "./scene.js";
+import {Views} from "./views.js";
 
 const $ = (id) => document.getElementById(id);
 const set = (id, text) => { if ($(id).textContent !== text) $(id).textContent = text; };
@@ -22,6 +23,7 @@ export class Shown {
   constructor(ask) {
     this.plots = {action: new Sparklines($("plot-action")), proprio: new Sparklines($("plot-proprio"))};
     this.scene = new Scene($("scene"));
+    this.views = new Views();
     this.cameras = new Map();
     this.view = {};
     this.buttons = new Map();
@@ -125,7 +127,9 @@ export class Shown {
   // A camera of 30 Hz is up to 70 ms old; 200 ms are felt.
   ages(ages) {
     const table = element("table");
+    this.views.take(ages.render);
     for (const [name, age] of Object.entries(ages)) {
+      if (name === "render") continue; // its age stands at the picture
       const line = row(name.replace("image/", ""), age == null ? "none yet" : `${number(age, 0)} ms`, graded(age, 100, 250)), cell = element("td", "", "meter"), fill = element("i");
       fill.style.width = `${Math.min(100, (age ?? 300) / 3)}%`;
       fill.className = graded(age, 100, 250);
@@ -166,9 +170,9 @@ export class Shown {
   }
 
   picture(name, blob) {
-    if (!this.cameras.has(name)) {
+    if (name !== "render" && !this.cameras.has(name)) {
       const figure = element("figure"), image = new Image(), caption = element("figcaption", name), note = element("span");
-      image.alt = name === "render" ? "rendered scene" : `camera ${name}`;
+      image.alt = `camera ${name}`;
       caption.append(" ", note);
       figure.append(image, caption);
       figure.onclick = () => figure.classList.toggle("big");
@@ -176,7 +180,7 @@ export class Shown {
       document.body.dataset.cameras = "some";
       this.cameras.set(name, {image, note});
     }
-    const {image} = this.cameras.get(name), old = image.src;
+    const {image} = name === "render" ? this.views : this.cameras.get(name), old = image.src;
     image.src = URL.createObjectURL(blob);
     if (old) URL.revokeObjectURL(old);
   }

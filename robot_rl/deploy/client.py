@@ -1,6 +1,6 @@
 """A policy on another machine, used as a Policy: it asks a server (server.py), and every wait has an end.
 
-A robot uses it like an exported file: PolicySource(target="robot_rl.deploy.client:open_client", config={"uri": ...}).
+A robot uses it like an exported file: `robot-rl deploy policy=ws://host:port` (loop_policy.py). No torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.deploy import wire
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.deploy.onnx_policy import OnnxPolicyConfig
+from robot_rl.deploy.policy_words import NoAnswerError
 from robot_rl.deploy.serving import PROTOCOL
 from robot_rl.errors import DataError, DeployError
 from robot_rl.specs import EnvSpec
@@ -29,7 +30,7 @@ from robot_rl.types import ActionChunk, Observation
 log = logging.getLogger(__name__)
 
 KEY_ENV = "ROBOT_RL_SERVE_KEY"
-_SECURE = "wss://"
+_PAUSE_S = 0.2  # between two tries to connect to a server that is away
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,15 @@ class ClientTimes:
         connect_s: for a connection and the server's first frame.
         answer_s: for the answer to one request.
         ping_every_s, ping_timeout_s: a server that answers no ping for so long is gone.
+        give_up_s: a server without an answer for so long will not come back: the error is no longer NoAnswerError, and a robot
+            that holds meanwhile is stopped.
     """
 
     connect_s: float = 10.0
     answer_s: float = 10.0
     ping_every_s: float = 5.0
     ping_timeout_s: float = 10.0
+    give_up_s: float = 30.0
 
 
 class PolicyClient:
@@ -70,6 +74,7 @@ class PolicyClient:
         self.uri, self._api_key, self._times = uri, api_key, times or ClientTimes()
         self.reconnects = self._requests = 0
         self._connection: Any = None
+        self._away_since_s: float | None = None
         self._hello: dict[str, Any] = {}
         self._hello = self._connect()
         hello = self._hello
@@ -90,7 +95,8 @@ class PolicyClient:
         """Ask the server for the next chunks.
 
         Raises:
-            DeployError: a key is missing, no answer in time, an error of the server, or no connection.
+            NoAnswerError: no answer in time, or no connection; the next call may have one.
+            DeployError: a key is missing, an error of the server, another policy than before, or away for `give_up_s`.
         """
         arrays = observation.arrays()
         missing = [key for key in self.config.observation_keys if key not in arrays]
@@ -121,6 +127,21 @@ class PolicyClient:
             connection.close()
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a message; keeps how long there was none."""
+        now_s = time.monotonic()
+        try:
+            answer = self._tried(message)
+        except NoAnswerError as error:
+            since_s = self._away_since_s = now_s if self._away_since_s is None else self._away_since_s
+            if time.monotonic() - since_s < self._times.give_up_s:
+                raise
+            raise DeployError(
+                error.where, expected=f"an answer within {self._times.give_up_s:g} s", got=f"none: {error.got}", hint=error.hint
+            ) from error  # fmt: skip
+        self._away_since_s = None
+        return answer
+
+    def _tried(self, message: dict[str, Any]) -> dict[str, Any]:
         from websockets.exceptions import ConnectionClosed
 
         self._requests += 1
@@ -136,7 +157,7 @@ class PolicyClient:
                 if closed is not None and closed.code == 1009:
                     raise self._broken("a request that the server takes", f"{len(data)} bytes, too many") from error
                 if is_again:
-                    raise self._broken("a connection", f"lost twice: {error}") from error
+                    raise self._broken("a connection", f"lost twice: {error}", is_away=True) from error
                 log.warning("%s: connection lost (%s)", self.uri, error)
         raise AssertionError("unreachable")
 
@@ -146,7 +167,7 @@ class PolicyClient:
             frame = self._connection.recv(timeout=self._times.answer_s)
         except TimeoutError as error:
             self.close()
-            raise self._broken(f"an answer within {self._times.answer_s:g} s", "none") from error
+            raise self._broken(f"an answer within {self._times.answer_s:g} s", "none", is_away=True) from error
         if isinstance(frame, str):
             self.close()
             raise self._broken("an answer", frame)
@@ -162,9 +183,12 @@ class PolicyClient:
 
     def _reconnect(self) -> None:
         self.reconnects += 1
-        log.warning(
-            "%s: connecting again, for the %d. time; the server begins a new episode", self.uri, self.reconnects
-        )
+        if self._away_since_s is None:
+            log.warning(
+                "%s: connecting again, for the %d. time; the server begins a new episode", self.uri, self.reconnects
+            )
+        else:
+            time.sleep(_PAUSE_S)
         hello = self._connect()
         if hello != self._hello:
             self.close()
@@ -172,7 +196,7 @@ class PolicyClient:
 
     def _connect(self) -> dict[str, Any]:
         """Open a connection and read the server's first frame."""
-        from websockets.exceptions import WebSocketException
+        from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
         from websockets.sync.client import connect
 
         times, headers = self._times, {"Authorization": f"Api-Key {self._api_key}"} if self._api_key else None
@@ -189,30 +213,30 @@ class PolicyClient:
             hello = wire.unpack(self._connection.recv(timeout=max(deadline_s - time.monotonic(), 0.01)))
         except (OSError, TimeoutError, WebSocketException, DataError, ValueError) as error:
             self.close()
-            raise self._broken("a policy server", f"{type(error).__name__}: {error}") from error
+            # Refused for good: no address, no policy server, or a status that says no (401; 503 is a full house).
+            is_final = isinstance(error, (DataError, InvalidURI)) or type(error) is ValueError
+            is_final |= isinstance(error, InvalidStatus) and error.response.status_code < 500
+            raise self._broken("a policy server", f"{type(error).__name__}: {error}", is_away=not is_final) from error
         if not isinstance(hello, dict) or hello.get("protocol") != PROTOCOL:
             self.close()
             raise self._broken(f"protocol {PROTOCOL!r}", f"keys {sorted(map(str, hello))[:8]}")
         return hello
 
-    def _broken(self, expected: str, got: str) -> DeployError:
+    def _broken(self, expected: str, got: str, *, is_away: bool = False) -> DeployError:
         hint = "Is it running there (`robot-rl serve`), with this API key? /healthz and /metrics say more."
-        return DeployError(self.uri, expected=expected, got=got[:1000], hint=hint)
+        return (NoAnswerError if is_away else DeployError)(self.uri, expected=expected, got=got[:1000], hint=hint)
 
 
 def open_client(config: Mapping[str, Any]) -> PolicyClient:
-    """A client from JSON types: uri, answer_s and connect_s; the API key from the environment variable ROBOT_RL_SERVE_KEY.
+    """A client from JSON types: uri, and fields of ClientTimes; the API key from the environment variable ROBOT_RL_SERVE_KEY.
 
     Raises:
         DeployError: an unknown key, or no server.
     """
-    unknown = sorted(set(config) - {"uri", "answer_s", "connect_s"})
-    if unknown or "uri" not in config:
+    names = [entry.name for entry in fields(ClientTimes)]
+    if "uri" not in config or set(config) - {"uri", *names}:
         raise DeployError(
-            "policy, config", expected="uri, answer_s, connect_s", got=f"{sorted(config)}", hint="Correct it."
+            "policy, config", expected=f"uri, and {', '.join(names)}", got=f"{sorted(config)}", hint="Correct it."
         )
-    defaults = ClientTimes()
-    times = ClientTimes(
-        connect_s=float(config.get("connect_s", defaults.connect_s)), answer_s=float(config.get("answer_s", defaults.answer_s))
-    )  # fmt: skip
+    times = ClientTimes(**{name: float(config[name]) for name in names if name in config})
     return PolicyClient(str(config["uri"]), api_key=os.environ.get(KEY_ENV, ""), times=times)

@@ -73,8 +73,8 @@ class ControlLoop:
             require_fits(info, self._robot.spec, card)
             self._period_s = 1.0 / card.control_hz
             timing = Timing(
-                self._period_s, actions_every(card.control_hz, info.spec.control_hz), config.ask_every or info.execute,
-                wait_s=0.5 * self._period_s if config.wait_s is None else config.wait_s,
+                self._period_s, actions_every(card.control_hz, info.spec.control_hz), execution=config.execution,
+                chunks=config.chunks, wait_s=0.5 * self._period_s if config.wait_s is None else config.wait_s,
                 late_s=card.thresholds.observation_s if config.late_s is None else config.late_s,
             )  # fmt: skip
             self._every = timing.every

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from robot_rl.deploy.chunking import ChunkFollower, DueAction, ObservationHistory
-from robot_rl.deploy.inference import Answer, PolicyRunner
+import numpy as np
+
+from robot_rl.data.element_names import gripper_elements
+from robot_rl.deploy.chunking import DueAction, ObservationHistory
+from robot_rl.deploy.execution import (
+    FORECAST,
+    ChunkPlayer,
+    ChunkRule,
+    Execution,
+    describe,
+    question_interval,
+    require_blendable,
+)
+from robot_rl.deploy.inference import Answer, ContinuingRunner, PolicyRunner
 from robot_rl.deploy.policy_words import PolicyInfo
 from robot_rl.deploy.safety import Reason
 from robot_rl.deploy.schedule import Clock, Slot, TimeHistogram
-from robot_rl.errors import RobotRlError
+from robot_rl.deploy.smoothness import Smoothness
+from robot_rl.errors import ConfigError, DeployError, RobotRlError
+from robot_rl.specs import ActionKind, DeltaReference
 from robot_rl.types import Reading
+
+log = logging.getLogger("robot_rl.control_loop")
+
+_ROUNDING = 1e-6  # a threshold of whole periods is that many
 
 
 @dataclass(frozen=True)
@@ -22,20 +43,21 @@ class Timing:
     Attributes:
         period_s: between two commands.
         every: commands for one action.
-        ask_every: actions between two questions.
         wait_s: how long a slot waits for the answer to its own observation.
         late_s: how long an answer may be late while the rest of the old chunk is followed.
+        execution, chunks: what is played meanwhile (execution.py); `naive` is not for robots.
     """
 
     period_s: float
     every: int
-    ask_every: int
     wait_s: float
     late_s: float
+    execution: Execution = Execution.asynchronous
+    chunks: ChunkRule = field(default_factory=ChunkRule)
 
 
 class Decisions:
-    """One policy's questions and answers.
+    """One policy's questions and answers. Questions and hand-overs are those of whole action periods, as in an evaluation.
 
     Args:
         policy: started.
@@ -44,6 +66,10 @@ class Decisions:
         streams: whose capture counts for the latency.
         clock: of the loop.
         latch: called with a reason and a text for people when the robot must stop.
+
+    Raises:
+        ConfigError: an execution that makes no sense for this policy or for a robot.
+        DeployError: rtc with a policy that can't continue a chunk.
     """
 
     def __init__(
@@ -51,22 +77,35 @@ class Decisions:
         latch: Callable[[Reason, str], None],
     ) -> None:  # fmt: skip
         self._policy, self._timing, self._streams, self._clock, self._latch = policy, timing, streams, clock, latch
-        self._follower = ChunkFollower(
-            period_s=timing.every * timing.period_s, execute=info.execute, late_s=timing.late_s
+        self._player, self._interval = _player_of(info, timing)
+        self._continuing = (
+            policy if timing.execution is Execution.rtc and isinstance(policy, ContinuingRunner) else None
         )
+        if timing.execution is Execution.rtc and not (info.can_continue and self._continuing is not None):
+            raise DeployError(
+                "execution=rtc", expected="a policy that can continue a chunk: a run or checkpoint directory of a diffusion policy",
+                got="one that can't", hint="Exported files, heads and servers have no gradients: use execution=async.",
+            )  # fmt: skip
         self._history = ObservationHistory(info.spec, keys=info.keys, history=info.history)
-        self._requests = 0
+        self._spec, self._requests, self._is_away = info.spec, 0, False
+        said = info.spec.action_semantics
+        from_measured = said.kind is ActionKind.delta and said.delta_reference is DeltaReference.measured
+        self._may_change = said.kind is ActionKind.absolute or from_measured
+        self._recent: deque[int] = deque([0], maxlen=FORECAST)  # steps that the newest answers took
         self.begin(seed=0)
 
     def begin(self, *, seed: int) -> None:
         """A new episode: nothing is due, and what is still being answered will be dropped."""
-        self._seed, self._newest_index, self._next_question, self._answered = seed, -1, 0, -1
+        self._seed, self._newest_index, self._counted = seed, -1, -1
+        self._open, self._answered, self._asked_index = 0, -1, 0  # request and its action period; 0: none is open
+        self._waiting: np.ndarray | None = None  # an answer that is handed over to at the next action period
         self._wanted_s, self._asked_s = math.inf, math.nan
         self._asked_capture_s, self._followed_capture_s = math.nan, math.nan
-        self._follower.forget(next_request=self._requests + 1)
+        self._player.begin()
+        self._player.counts = type(self._player.counts)()
         self._history.forget()
-        self.requests = self.answers = self.dropped = 0
-        self.compute = TimeHistogram()
+        self.requests = self.answers = self.dropped = self.unanswered = 0
+        self.compute, self.delays, self.smoothness = TimeHistogram(), list[int](), Smoothness(self._spec)
 
     @property
     def steps(self) -> int:
@@ -85,35 +124,69 @@ class Decisions:
         """
         index = slot.index // self._timing.every
         is_new, self._newest_index = index != self._newest_index, index
-        self._collect(self._policy.poll(), slot)
-        if not may_ask or self._policy.failure or not (is_new or self._history.is_filled):
+        self._collect(self._policy.poll())
+        # Within a period an action stays, but for the answer to the question of this very period; a goal that counts from what
+        # was sent last would move on twice in it.
+        if is_new or self._player.due(index) is None or (self._may_change and index == self._asked_index):
+            self._hand_over(index)
+        if not may_ask or not is_new or self._policy.failure:
             return
         self._wanted_s = min(self._wanted_s, slot.due_s)
-        if is_new:
-            try:
-                self._history.push(reading)
-            except RobotRlError as error:
-                self._latch(Reason.measured_not_finite, f"{error.where}: expected {error.expected}, got {error.got}")
-                return
-        if self._policy.is_busy or index < self._next_question or not self._history.is_filled:
+        try:
+            self._history.push(reading)
+        except RobotRlError as error:
+            self._latch(Reason.measured_not_finite, f"{error.where}: expected {error.expected}, got {error.got}")
             return
+        if self._policy.is_busy or self._waiting is not None or not self._player.wants(index):
+            return
+        self._ask(slot, index, reading)
+        self._collect(self._policy.poll(slot.due_s + self._timing.wait_s - self._clock.now()))
+        self._hand_over(index)
+
+    def _ask(self, slot: Slot, index: int, reading: Reading) -> None:
+        expected = max(self._recent)
+        plan = None if self._continuing is None else self._player.continuation(index, expected=expected)
+        if self._continuing is not None and plan is not None:
+            self._continuing.continue_from(*plan)
+        self._player.asked(index, expected=expected)
         self._requests += 1
-        self._asked_s, self._next_question = slot.due_s, index + self._timing.ask_every
+        self._open, self._asked_s, self._asked_index = self._requests, slot.due_s, index
         self._asked_capture_s = min((reading.stamps[name] for name in self._streams), default=math.nan)
         self._policy.ask(self._requests, self._history.observation(), episode_seed=self._seed, decision=self.requests)
         self.requests += 1
-        self._collect(self._policy.poll(slot.due_s + self._timing.wait_s - self._clock.now()), slot)
 
     def due(self, slot: Slot) -> DueAction | None:
         """The action of this slot."""
-        return self._follower.due(slot.due_s)
+        due = self._player.due(self._newest_index)
+        if self._newest_index != self._counted:
+            self._counted = self._newest_index
+            self._player.count(is_held=due is None)
+            self.smoothness.add(None if due is None else due.action)
+        return due
 
     def is_waiting(self, slot: Slot) -> bool:
-        """Whether the first answer of the episode may still come in time.
+        """Whether what is waited for may still come in time: the first answer of the episode, or where it stands to ask.
 
         Counted from when it could first be asked for: a policy that is busy with an old question for ever is late too.
         """
-        return self.answers == 0 and slot.due_s - self._wanted_s <= self._timing.late_s
+        is_stop = self._timing.execution is Execution.sync and self._player.is_asked
+        since_s = self._wanted_s if self.answers == 0 else self._asked_s if is_stop else -math.inf
+        return slot.due_s - since_s <= self._timing.late_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts of the episode, chunk execution and smoothness as in an evaluation; JSON types."""
+        delays, counts = self.delays or [0], self._player.counts
+        told = describe(self._timing.execution, self._timing.chunks, latency_ms=None, interval=self._interval)
+        execution = {
+            "questions": counts.questions, "steps": counts.steps, "held_steps": counts.held,
+            "delay_steps": {
+                "p50": float(np.percentile(delays, 50)), "p95": float(np.percentile(delays, 95)), "max": max(delays)
+            },
+        }  # fmt: skip
+        names = ("requests", "answers", "dropped", "unanswered")
+        return {name: getattr(self, name) for name in names} | {
+            "execution": told, "chunk_execution": execution, "smoothness": self.smoothness.to_json()
+        }  # fmt: skip
 
     def latency_s(self, due: DueAction | None) -> float:
         """From the capture that an action answers to until now; once for every answer, else NaN."""
@@ -122,17 +195,61 @@ class Decisions:
         self._answered = due.request
         return self._clock.now() - self._followed_capture_s
 
-    def _collect(self, answer: Answer | None, slot: Slot) -> None:
+    def _collect(self, answer: Answer | None) -> None:
+        """Keep an answer for the hand-over, or see why there is none."""
         if answer is None:
             return
-        if answer.actions is None:
+        is_open = answer.request == self._open
+        if answer.is_away:
+            if not self._is_away:
+                log.warning("no answer; the robot holds where its chunk ends, and asks again: %s", answer.error)
+            self._is_away = True
+            if is_open:
+                self._open, self.unanswered = 0, self.unanswered + 1
+                self._player.lost()
+        elif answer.actions is None:
             reason = Reason.wrong_size if answer.is_wrong_shape else Reason.policy_lost
             self._latch(reason, f"the policy failed: {answer.error}")
-            return
-        if answer.request == self._requests and self.requests:
+        elif is_open:
             self.answers += 1
             self.compute.add(answer.compute_s)
-        if self._follower.take(answer.actions, request=answer.request, start_s=self._asked_s, now_s=slot.due_s):
-            self._followed_capture_s = self._asked_capture_s
+            self._open, self._waiting, self._waiting_request = 0, answer.actions, answer.request
+            if self._is_away:
+                log.warning("the policy answers again")
+            self._is_away = False
         else:
             self.dropped += 1
+
+    def _hand_over(self, index: int) -> None:
+        """To the answer that is there, if one is."""
+        actions, self._waiting = self._waiting, None
+        if actions is None:
+            return
+        if not self._player.take(index, actions, request=self._waiting_request):
+            self.dropped += 1
+            return
+        self._followed_capture_s = self._asked_capture_s
+        self._recent.append(index - self._asked_index)
+        self.delays.append(index - self._asked_index)
+
+
+def _player_of(info: PolicyInfo, timing: Timing) -> tuple[ChunkPlayer, int]:
+    """The rules of execution for this policy, and actions between two questions.
+
+    Raises:
+        ConfigError: see Decisions.
+    """
+    kind, rule = timing.execution, timing.chunks
+    if kind is Execution.naive:
+        raise ConfigError(
+            "execution=naive", expected="sync, async, ensemble or rtc on a robot", got="naive",
+            hint="It plays actions whose time has passed; it is there for comparison in `evaluate`.",
+        )  # fmt: skip
+    require_blendable(info.spec, kind, rule)
+    interval = question_interval(kind, rule, delay=0, horizon=info.horizon, execute=info.execute)
+    late = math.floor(timing.late_s / (timing.every * timing.period_s) + _ROUNDING)
+    player = ChunkPlayer(
+        kind, rule, interval=interval, horizon=info.horizon, discrete=gripper_elements(info.spec.action),
+        usable=max(info.execute, interval) + late,
+    )  # fmt: skip
+    return player, interval

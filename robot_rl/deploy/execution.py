@@ -1,7 +1,8 @@
 """Which action is played while the next chunk is computed: the rules of chunk execution, for one robot, step by step.
 
+The control loop of a robot (decisions.py) and an evaluation (robot_rl/chunk_execution.py) play by this code.
 Time counts in action periods. A question at step t is answered at step t + d, and one is open at a time, as on a robot.
-The first answer of an episode is waited for before its first step.
+The first answer of an episode is waited for: the robot stands, so its chunk is played from the first action on.
     sync      the robot holds until the answer is there, then plays the chunk from its first action.
     naive     the old chunk goes on; the new one begins at its first action when it comes, d steps late.
     async     the old chunk goes on; of the new one the actions whose time has passed are dropped (deploy/chunking.py).
@@ -19,8 +20,11 @@ from typing import Any
 import numpy as np
 
 from robot_rl.arrays import Array, Float32, Float64
-from robot_rl.deploy.chunking import ChunkFollower
+from robot_rl.deploy.chunking import ChunkFollower, DueAction
 from robot_rl.errors import ConfigError
+from robot_rl.specs import ActionKind, EnvSpec
+
+FORECAST = 10  # newest measured delays of which the largest is expected
 
 
 class Execution(str, Enum):
@@ -112,30 +116,54 @@ class ExecutionCounts:
         return asdict(self)
 
 
+def require_blendable(spec: EnvSpec, kind: Execution, rule: ChunkRule) -> None:
+    """Refuse to average actions whose rotations are no vectors: halfway between q and -q, or 3.1 and -3.1 rad, is no pose.
+
+    Raises:
+        ConfigError: ensemble or blend_steps with such actions.
+    """
+    rotation, is_absolute = spec.action_semantics.rotation, spec.action_semantics.kind is ActionKind.absolute
+    is_bad = rotation.startswith(("quat", "matrix")) or (is_absolute and rotation.startswith(("euler", "rotvec")))
+    if is_bad and (kind is Execution.ensemble or rule.blend_steps):
+        raise ConfigError(
+            "execution=ensemble" if kind is Execution.ensemble else "chunks.blend_steps",
+            expected="actions that may be averaged element by element", got=f"rotation {rotation!r}",
+            hint="Use execution=async or rtc without chunks.blend_steps, or a policy with rot6d or with small turns.",
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class _Chunk:
     actions: np.ndarray
     start: int
+    request: int
 
 
 class ChunkPlayer:
-    """One robot's chunks. Call in every step: `collect`, then `ask` if `wants`, then `action`.
+    """One robot's chunks. A robot: `take` when an answer comes, `asked` where it `wants` to ask, then `due`, in every step.
+
+    A simulation knows when an answer will come: call in every step `collect`, then `ask` if `wants`, then `action`.
 
     Args:
         kind, rule: of the execution.
         interval: see question_interval.
         horizon: Tp.
         discrete: elements that are not blended.
+        usable: how many actions of a chunk may be played while the next one is late, and how many steps an answer may take
+            at most; of an ensemble, how old its newest chunk may be. None: as long as the prediction goes, and any.
     """
 
     def __init__(
-        self, kind: Execution, rule: ChunkRule, *, interval: int, horizon: int, discrete: tuple[int, ...] = ()
-    ) -> None:
+        self, kind: Execution, rule: ChunkRule, *, interval: int, horizon: int, discrete: tuple[int, ...] = (),
+        usable: int | None = None,
+    ) -> None:  # fmt: skip
         self._kind, self._rule, self._interval, self._horizon = kind, rule, interval, horizon
-        self._discrete = list(discrete)
-        # A step is 1.0 s here; every action of the prediction may be used, but for sync, which stops to ask.
-        usable = interval if kind is Execution.sync else horizon
-        self._follower = ChunkFollower(period_s=1.0, execute=usable, late_s=0.0)
+        self._discrete, self._longest_wait = list(discrete), usable
+        self._usable = horizon if usable is None else min(usable, horizon)
+        # A step is 1.0 s here; sync stops to ask.
+        self._follower = ChunkFollower(
+            period_s=1.0, execute=interval if kind is Execution.sync else self._usable, late_s=0.0
+        )
         self.counts = ExecutionCounts()
         self._requests = 0
         self.begin()
@@ -143,19 +171,87 @@ class ChunkPlayer:
     def begin(self) -> None:
         """A new episode."""
         self._follower.forget(next_request=self._requests + 1)
-        self._open: tuple[int, _Chunk] | None = None  # step of its arrival, and the chunk
+        self._coming: tuple[int, np.ndarray] | None = None  # step of its arrival, and actions
+        self._asked_at: int | None = None
         self._current: _Chunk | None = None
         self._before: _Chunk | None = None
         self._taken_at, self._next_question, self._is_first = 0, 0, True
         self._all: list[_Chunk] = []
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether a question is open."""
+        return self._asked_at is not None
+
     def wants(self, step: int) -> bool:
         """Whether to ask the policy at this step."""
-        return self._open is None and step >= self._next_question
+        return self._asked_at is None and step >= self._next_question
+
+    def asked(self, step: int, *, expected: int = 0) -> None:
+        """The policy was asked at `step`.
+
+        Args:
+            step: of the episode.
+            expected: steps that the answer may take: the next question comes sooner where the chunk would be over before
+                its answer. Not where the rule has an `every`.
+        """
+        interval = self._interval
+        if self._kind in (Execution.asynchronous, Execution.rtc) and self._rule.every is None:
+            interval = max(min(interval, self._usable - expected), 1)
+        self._asked_at, self._next_question = step, step + interval
+        self.counts.questions += 1
+
+    def lost(self) -> None:
+        """There will be no answer to the open question."""
+        self._asked_at, self._next_question = None, 0
+
+    def take(self, step: int, actions: Float32[Array, "Tp A"], *, request: int | None = None) -> bool:
+        """Hand over to the answer to the open question, which came at `step`.
+
+        Args:
+            step: of the episode.
+            actions: of the chunk.
+            request: a number for DueAction, larger than any before; None: counted here.
+
+        Returns:
+            Whether it is played from now on; False where it came too late.
+        """
+        asked = step if self._asked_at is None else self._asked_at
+        self._asked_at = None
+        if self._longest_wait is not None and step - asked >= self._longest_wait:
+            return False
+        has_waited = self._is_first or self._kind is Execution.sync  # the robot stood still
+        if has_waited:
+            self._next_question = step + self._interval
+        starts_now = has_waited or self._kind is Execution.naive
+        self._requests = self._requests + 1 if request is None else request
+        chunk, self._is_first = _Chunk(actions, step if starts_now else asked, self._requests), False
+        if self._kind is Execution.ensemble:
+            self._all.append(chunk)
+        elif not self._follower.take(actions, request=chunk.request, start_s=float(chunk.start), now_s=float(step)):
+            return False
+        self._before, self._current, self._taken_at = self._current, chunk, step
+        return True
+
+    def continuation(self, step: int, *, expected: int) -> tuple[Float32[Array, "Tp A"], Float64[Array, " Tp"]] | None:
+        """What a chunk that is asked for at `step` is to continue, with `continuation_weights`; None: nothing is played.
+
+        Args:
+            step: of the episode.
+            expected: steps that the answer will take.
+        """
+        rest = self.rest(step)
+        if rest is None:
+            return None
+        actions, planned = rest
+        weights = continuation_weights(committed=min(expected, planned), planned=planned, horizon=len(actions))
+        return actions, weights
 
     def rest(self, step: int) -> tuple[Float32[Array, "Tp A"], int] | None:
         """What is planned from `step` on, its last action repeated, and how many actions of it are planned; None: nothing."""
-        left = () if self._current is None else self._current.actions[step - self._current.start :]
+        if self._current is None or step - self._current.start >= self._usable:
+            return None
+        left = self._current.actions[step - self._current.start :]
         if not len(left):
             return None
         padding = np.repeat(left[-1:], self._horizon - len(left), axis=0)
@@ -163,40 +259,42 @@ class ChunkPlayer:
 
     def ask(self, step: int, actions: Float32[Array, "Tp A"], *, delay: int) -> None:
         """The answer to a question at `step`, which arrives `delay` steps later; at once in the first step of an episode."""
-        arrives, self._is_first = step if self._is_first else step + delay, False
-        starts_late = self._kind in (Execution.sync, Execution.naive)
-        self._open = (arrives, _Chunk(actions, arrives if starts_late else step))
-        self._next_question = (arrives if self._kind is Execution.sync else step) + self._interval
-        self.counts.questions += 1
+        arrives = step if self._is_first else step + delay
+        self.asked(step)
+        self._coming = (arrives, actions)
         self.collect(step)
 
     def collect(self, step: int) -> None:
         """Hand over to the answer that has arrived by `step`, if one has."""
-        if self._open is None or self._open[0] > step:
-            return
-        chunk, self._open = self._open[1], None
-        self._requests += 1
-        if self._kind is Execution.ensemble:
-            self._all.append(chunk)
-        elif self._follower.take(chunk.actions, request=self._requests, start_s=float(chunk.start), now_s=float(step)):
-            self._before, self._current, self._taken_at = self._current, chunk, step
+        if self._coming is not None and self._coming[0] <= step:
+            (_, actions), self._coming = self._coming, None
+            self.take(step, actions)
 
     def action(self, step: int) -> Float32[Array, " A"] | None:
-        """What is played at `step`; None: nothing is due, so hold."""
+        """What is played at `step`, counted; None: nothing is due, so hold."""
+        due = self.due(step)
+        self.count(is_held=due is None)
+        return None if due is None else due.action
+
+    def count(self, *, is_held: bool) -> None:
+        """Another step was played, or held."""
         self.counts.steps += 1
-        if self._kind is Execution.ensemble:
-            self._all = [chunk for chunk in self._all if step - chunk.start < len(chunk.actions)]
-            rows = [chunk.actions[step - chunk.start] for chunk in self._all]
-            out = ensembled(np.stack(rows), self._rule.decay) if rows else None
-        else:
+        self.counts.held += is_held
+
+    def due(self, step: int) -> DueAction | None:
+        """What is to be played at `step`, of the newest chunk that is in it; None: hold."""
+        if self._kind is not Execution.ensemble:
             due = self._follower.due(float(step))
-            out = None if due is None else self._blended(due.action, step)
-        self.counts.held += out is None
-        return out
+            return None if due is None else DueAction(self._blended(due.action, step), due.request, due.index)
+        self._all = [chunk for chunk in self._all if step - chunk.start < len(chunk.actions)]
+        if not self._all or step - self._all[-1].start >= self._usable:
+            return None
+        rows = np.stack([chunk.actions[step - chunk.start] for chunk in self._all])
+        return DueAction(ensembled(rows, self._rule.decay), self._all[-1].request, step - self._all[-1].start)
 
     def _blended(self, new: np.ndarray, step: int) -> np.ndarray:
         old, since = self._before, step - self._taken_at
-        if old is None or since >= self._rule.blend_steps or step - old.start >= len(old.actions):
+        if old is None or since >= self._rule.blend_steps or step - old.start >= min(self._usable, len(old.actions)):
             return new
         share = np.float32((since + 1) / (self._rule.blend_steps + 1))
         out: np.ndarray = (1 - share) * old.actions[step - old.start] + share * new
@@ -230,6 +328,31 @@ def continuation_weights(*, committed: int, planned: int, horizon: int) -> Float
 def delay_steps(latency_ms: float, control_hz: float) -> int:
     """Whole steps that pass until an answer is there; an answer within a rounding error of a step is in time."""
     return max(0, int(np.ceil(latency_ms * 1e-3 * control_hz - 1e-6)))
+
+
+def held_action(spec: EnvSpec, last: np.ndarray | None, grippers: tuple[int, ...]) -> np.ndarray:
+    """The action that keeps the robot where it is told to be: the last one, or no motion; a gripper keeps its command.
+
+    Args:
+        spec: of the actions.
+        last: action before; None: there was none.
+        grippers: elements that command one.
+
+    Raises:
+        ConfigError: a delta whose rotation is not zero where nothing turns.
+    """
+    said, size = spec.action_semantics, spec.action.size
+    if said.kind is ActionKind.absolute and last is not None:
+        return last
+    if said.kind is not ActionKind.absolute and said.rotation.startswith(("quat", "rot6d", "matrix")):
+        raise ConfigError(
+            "execution", expected="deltas of which zero is no motion", got=f"rotation {said.rotation!r}",
+            hint="Judge this policy without execution=.",
+        )  # fmt: skip
+    out = np.zeros(size, np.float32)
+    if last is not None:
+        out[list(grippers)] = last[list(grippers)]
+    return out
 
 
 def describe(kind: Execution, rule: ChunkRule, *, latency_ms: float | None, interval: int) -> dict[str, Any]:

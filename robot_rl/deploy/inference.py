@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from robot_rl.arrays import Array, Float32
+from robot_rl.arrays import Array, Float32, Float64
 from robot_rl.deploy.child_process import Child, SharedArrays, function_of
 from robot_rl.deploy.onnx_policy import CPU_PROVIDER
 from robot_rl.deploy.policy_words import (
     ANSWER,
+    AWAY,
     FINE,
     WRONG_SHAPE,
     PolicyInfo,
@@ -32,7 +33,7 @@ from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtim
 from robot_rl.errors import DeployError
 from robot_rl.types import Observation
 
-REQUEST = struct.Struct("<Qqq")  # request, episode seed, decision
+REQUEST = struct.Struct("<QqqB")  # request, episode seed, decision, whether it continues the plan
 WARM_UP_CALLS = 3
 
 
@@ -72,6 +73,7 @@ class Answer:
         compute_s: time in the policy.
         error: what it said; "" when it did not fail.
         is_wrong_shape: whether it failed by giving actions of another shape than it says.
+        is_away: whether there was no answer in time, and the next request may get one.
     """
 
     request: int
@@ -79,6 +81,7 @@ class Answer:
     compute_s: float
     error: str = ""
     is_wrong_shape: bool = False
+    is_away: bool = False
 
 
 @runtime_checkable
@@ -122,6 +125,15 @@ class PolicyRunner(Protocol):
         ...
 
 
+@runtime_checkable
+class ContinuingRunner(PolicyRunner, Protocol):
+    """One whose policy may continue the chunk that is being played; PolicyInfo says whether it does."""
+
+    def continue_from(self, actions: Float32[Array, "Tp A"], weights: Float64[Array, " Tp"]) -> None:
+        """Before `ask`: what the answer is pulled to, for one request; see execution.continuation_weights."""
+        ...
+
+
 def load_policy(source: PolicySource) -> Any:
     """The policy of a source; see PolicySource.
 
@@ -142,7 +154,10 @@ def load_policy(source: PolicySource) -> Any:
 def info_of(policy: Any) -> PolicyInfo:
     """What a loop must know of a policy."""
     config = policy.config
-    return PolicyInfo(policy.spec, tuple(config.observation_keys), config.history, config.horizon, config.execute)
+    return PolicyInfo(
+        policy.spec, tuple(config.observation_keys), config.history, config.horizon, config.execute,
+        can_continue=hasattr(policy, "continue_from"),
+    )  # fmt: skip
 
 
 class SameThreadPolicy:
@@ -168,6 +183,10 @@ class SameThreadPolicy:
         """See PolicyRunner."""
         return self._open is not None
 
+    def continue_from(self, actions: Float32[Array, "Tp A"], weights: Float64[Array, " Tp"]) -> None:
+        """See ContinuingRunner."""
+        self._policy.continue_from(actions, weights)
+
     def ask(self, request: int, observation: Observation, *, episode_seed: int, decision: int) -> None:
         """See PolicyRunner."""
         began = time.perf_counter()
@@ -176,8 +195,8 @@ class SameThreadPolicy:
             actions = checked(chunk.actions, info_of(self._policy))
             answer = Answer(request, actions, time.perf_counter() - began)
         except Exception as error:  # a policy may raise anything; the loop must live
-            text, is_shape = f"{type(error).__name__}: {error}", outcome_of(error) == WRONG_SHAPE
-            answer = Answer(request, None, time.perf_counter() - began, text, is_shape)
+            text, outcome = f"{type(error).__name__}: {error}", outcome_of(error)
+            answer = Answer(request, None, time.perf_counter() - began, text, outcome == WRONG_SHAPE, outcome == AWAY)
         self._open = (self._clock.now() + self._latency_s(request), answer)
 
     def poll(self, wait_s: float = 0.0) -> Answer | None:
@@ -202,23 +221,28 @@ class ProcessPolicy:
     Args:
         source: see PolicySource.
         start_s: how long it may take to load and warm up.
+        warm_up_calls: until it is ready.
     """
 
-    def __init__(self, source: PolicySource, *, start_s: float = 60.0) -> None:
-        self._source, self._start_s = source, start_s
+    def __init__(self, source: PolicySource, *, start_s: float = 60.0, warm_up_calls: int = WARM_UP_CALLS) -> None:
+        self._source, self._start_s, self._warm_up_calls = source, start_s, warm_up_calls
         self._child: Child | None = None
         self._arrays: SharedArrays | None = None
         self._open: int | None = None
+        self._is_continued = False
+        self._info: PolicyInfo | None = None
         self._failure = ""
         self.warm_up_s: tuple[float, ...] = ()
         self.fifo = ""
 
     def start(self) -> PolicyInfo:
-        """See PolicyRunner."""
+        """See PolicyRunner; at once where it runs already."""
+        if self._info is not None and not self.failure:
+            return self._info
         self.close()
         self._failure, deadline_s = "", time.monotonic() + self._start_s
         source = {**vars(self._source), "config": dict(self._source.config)}
-        self._child = Child("robot_rl.deploy.policy_process", {"source": source, "warm_up_calls": WARM_UP_CALLS})
+        self._child = Child("robot_rl.deploy.policy_process", {"source": source, "warm_up_calls": self._warm_up_calls})
         try:
             info = from_hello(self._reply(deadline_s, "to load"))
             self._arrays = SharedArrays(layout_of(info))
@@ -229,6 +253,7 @@ class ProcessPolicy:
             self.close()
             raise
         self.warm_up_s, self.fifo = tuple(ready["warm_up_s"]), str(ready["fifo"])
+        self._info = info
         return info
 
     @property
@@ -252,6 +277,12 @@ class ProcessPolicy:
             self._failure = f"process {self._child.pid} of the policy {how}"
         return self._failure
 
+    def continue_from(self, actions: Float32[Array, "Tp A"], weights: Float64[Array, " Tp"]) -> None:
+        """See ContinuingRunner."""
+        assert self._arrays is not None
+        self._arrays["plan"][:], self._arrays["weights"][:] = actions, weights
+        self._is_continued = True
+
     def ask(self, request: int, observation: Observation, *, episode_seed: int, decision: int) -> None:
         """See PolicyRunner."""
         if self._child is None or self._arrays is None or self._open is not None:
@@ -259,8 +290,8 @@ class ProcessPolicy:
         for key, array in observation.arrays().items():
             if array.size:
                 self._arrays[f"observation/{key}"][:] = array
-        self._open = request
-        if not self._child.send(REQUEST.pack(request, episode_seed, decision)) and not self.failure:
+        self._open, is_continued, self._is_continued = request, self._is_continued, False
+        if not self._child.send(REQUEST.pack(request, episode_seed, decision, is_continued)) and not self.failure:
             self._failure = "the process of the policy takes no requests"
 
     def poll(self, wait_s: float = 0.0) -> Answer | None:
@@ -274,14 +305,14 @@ class ProcessPolicy:
         request, compute_s, outcome = ANSWER.unpack_from(message)
         if outcome != FINE:
             text = message[ANSWER.size :].decode(errors="replace") or "no text"
-            return Answer(request, None, compute_s, text, outcome == WRONG_SHAPE)
+            return Answer(request, None, compute_s, text, outcome == WRONG_SHAPE, outcome == AWAY)
         return Answer(request, self._arrays["actions"].copy(), compute_s)
 
     def close(self) -> None:
         """See PolicyRunner."""
         if self._child is not None:
             self._child.close()
-        self._child, self._arrays, self._open = None, None, None
+        self._child, self._arrays, self._open, self._info = None, None, None, None
 
     def _reply(self, deadline_s: float, what: str) -> dict[str, Any]:
         assert self._child is not None

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from robot_rl.arrays import Array
 from robot_rl.deploy.black_box import BlackBox, StepRecord
+from robot_rl.deploy.execution import ChunkRule, Execution
 from robot_rl.deploy.realtime import RealtimeConfig
 from robot_rl.deploy.schedule import Clock, MonotonicClock
 from robot_rl.deploy.targets import Target
@@ -33,8 +34,8 @@ class LoopConfig:
 
     Attributes:
         wait_s: how long a slot waits for the answer to its own observation; None: half a period of commands.
-        ask_every: actions between two questions; 0: the policy's execute. Less, when answers take longer than `wait_s` and
-            chunks hold no more than they execute.
+        execution: what is played while the policy computes (execution.py, docs/chunks.md): async, sync, ensemble or rtc.
+        chunks: its numbers: every, blend_steps, decay, guidance.
         late_s: how long an answer may be late while the rest of the old chunk is followed; None: thresholds.observation_s.
         rest_s: longest braking before the robot's own stop.
         write_s: how long the end of an episode waits for the black box.
@@ -43,7 +44,8 @@ class LoopConfig:
     """
 
     wait_s: float | None = None
-    ask_every: int = 0
+    execution: Execution = Execution.asynchronous
+    chunks: ChunkRule = field(default_factory=ChunkRule)
     late_s: float | None = None
     rest_s: float = 2.0
     write_s: float = 5.0

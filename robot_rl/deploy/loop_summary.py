@@ -25,7 +25,7 @@ class EpisodeSummary:
         reasons: latched at the end.
         is_interrupted: whether a person pressed Ctrl-C.
         steps: action periods begun.
-        counts: JSON types: slots, requests, clamps and stops by reason, jitter, latency, grants.
+        counts: JSON types: slots, requests, chunk execution, smoothness, clamps and stops by reason, jitter, latency, grants.
         black_box: files written, and why not.
     """
 
@@ -69,8 +69,7 @@ class Tally:
         steps = Counter[str]()
         for mask, number in self.reasons.items():
             steps.update(dict.fromkeys(names_of(Reason(mask)), number))
-        counts = {name: getattr(decisions, name) for name in ("requests", "answers", "dropped")}
-        return counts | {
+        return decisions.to_json() | {
             "clamps": {name: n for name, n in steps.items() if not Reason[name] & STOPS},
             "stop_steps": {name: n for name, n in steps.items() if Reason[name] & STOPS},
             "jitter": self._jitter.to_json(), "latency": self.latency.to_json(), "age": self.age.to_json(),

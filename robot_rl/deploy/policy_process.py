@@ -43,7 +43,9 @@ def main(words: list[str]) -> int:
         arrays = _map(channel, info)
         if arrays is None:
             return 0
-        took_s = [_answer(policy, info, arrays, (0, 0, 0)) for _ in range(config["warm_up_calls"])]
+        took_s = [
+            _answer(policy, info, arrays, (0, 0, 0, n and info.can_continue)) for n in range(config["warm_up_calls"])
+        ]
         fifo = take_priority(config["source"]["fifo_priority"])
         channel.send(json.dumps({"warm_up_s": took_s, "fifo": fifo}).encode())
     except Exception as error:  # whatever a policy raises while it loads must reach the parent
@@ -77,7 +79,9 @@ def _answer(policy: Any, info: PolicyInfo, arrays: SharedArrays, numbers: tuple[
     began = time.perf_counter()
     observation = {key: arrays[f"observation/{key}"] for key in info.keys}
     observation.setdefault("proprio", np.zeros((1, info.history, 0), np.float32))
-    _, episode_seed, decision = numbers
+    _, episode_seed, decision, is_continued = numbers
+    if is_continued:
+        policy.continue_from(arrays["plan"].copy(), arrays["weights"].copy())
     chunk = policy.act(Observation.from_arrays(observation), policy.noise().draw([episode_seed], [decision]))
     arrays["actions"][:] = checked(chunk.actions, info)
     return time.perf_counter() - began

@@ -14,12 +14,16 @@ from robot_rl.errors import DeployError, PolicyError
 from robot_rl.specs import EnvSpec
 
 ANSWER = struct.Struct("<QdB")  # request, seconds in the policy, an outcome; behind all but FINE a text follows
-FINE, FAILED, WRONG_SHAPE = 0, 1, 2
+FINE, FAILED, WRONG_SHAPE, AWAY = 0, 1, 2, 3
 TEXT_BYTES = 500
 
 
 class WrongShapeError(PolicyError):
     """A policy gave actions of another shape than it says."""
+
+
+class NoAnswerError(DeployError):
+    """A policy elsewhere gave no answer in time or can't be reached; it may answer again."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class PolicyInfo:
         spec: it was made for.
         keys: of the observation that it uses.
         history, horizon, execute: To, Tp, Ta.
+        can_continue: whether it takes the chunk that is being played (execution=rtc).
     """
 
     spec: EnvSpec
@@ -37,12 +42,13 @@ class PolicyInfo:
     history: int
     horizon: int
     execute: int
+    can_continue: bool = False
 
 
 def hello(info: PolicyInfo) -> bytes:
     """First message of the policy's process."""
     sizes = {name: getattr(info, name) for name in ("keys", "history", "horizon", "execute")}
-    return json.dumps({"spec": info.spec.to_json(), **sizes}).encode()
+    return json.dumps({"spec": info.spec.to_json(), "can_continue": info.can_continue, **sizes}).encode()
 
 
 def from_hello(plain: dict[str, Any]) -> PolicyInfo:
@@ -52,7 +58,8 @@ def from_hello(plain: dict[str, Any]) -> PolicyInfo:
         DataError: no spec.
     """
     sizes = {name: int(plain[name]) for name in ("history", "horizon", "execute")}
-    return PolicyInfo(EnvSpec.from_json(plain["spec"], where="spec of the policy"), tuple(plain["keys"]), **sizes)
+    spec = EnvSpec.from_json(plain["spec"], where="spec of the policy")
+    return PolicyInfo(spec, tuple(plain["keys"]), **sizes, can_continue=bool(plain["can_continue"]))
 
 
 def failed(error: Exception) -> bytes:
@@ -78,10 +85,12 @@ def read_reply(message: bytes) -> dict[str, Any]:
 
 
 def layout_of(info: PolicyInfo) -> list[tuple[str, tuple[int, ...], str]]:
-    """Shared arrays of a policy: one observation with To frames, and the actions of one answer."""
+    """Shared arrays of a policy: one observation with To frames, the actions of one answer, and those to be continued."""
     specs = info.spec.observation
     layout = [(f"observation/{key}", (1, info.history, *specs[key].shape), specs[key].dtype) for key in info.keys]
-    return [*layout, ("actions", (info.horizon, *info.spec.action.shape), "float32")]
+    shape = (info.horizon, *info.spec.action.shape)
+    plan = [("plan", shape, "float32"), ("weights", (info.horizon,), "float64")] if info.can_continue else []
+    return [*layout, ("actions", shape, "float32"), *plan]
 
 
 def checked(actions: Array, info: PolicyInfo) -> Float32[Array, "Tp A"]:
@@ -98,4 +107,4 @@ def checked(actions: Array, info: PolicyInfo) -> Float32[Array, "Tp A"]:
 
 def outcome_of(error: Exception) -> int:
     """Which outcome an error is."""
-    return WRONG_SHAPE if isinstance(error, WrongShapeError) else FAILED
+    return WRONG_SHAPE if isinstance(error, WrongShapeError) else AWAY if isinstance(error, NoAnswerError) else FAILED

@@ -51,6 +51,7 @@ class Station:
         spec: of the policy.
         config: see StationConfig.
         observer: see LoopParts.
+        policy: that of the config where it was started already; closed here.
 
     Raises:
         RobotRlError: any part does not come up; the robot has not moved.
@@ -58,10 +59,11 @@ class Station:
 
     def __init__(
         self, robot: Robot, spec: EnvSpec, config: StationConfig, *,
-        observer: Callable[[StepRecord], None] | None = None,
+        observer: Callable[[StepRecord], None] | None = None, policy: ProcessPolicy | None = None,
     ) -> None:  # fmt: skip
         self._robot, self._spec, self._config = robot, spec, config
-        self._parts: list[Any] = []
+        self._policy = ProcessPolicy(config.policy) if policy is None else policy
+        self._parts: list[Any] = [self._policy]
         self.watchdog: Watchdog | None = None
         try:
             self.loop = self._looped(observer)
@@ -83,7 +85,7 @@ class Station:
             self.watchdog = Watchdog(WatchdogConfig(config.watchdog, config.watchdog_config, heartbeat_s))
             self._parts.append(self.watchdog)
         parts = LoopParts(heart=self.watchdog, black_box=box, observer=observer)
-        return ControlLoop(self._robot, ProcessPolicy(config.policy), targets, config=config.loop, parts=parts)
+        return ControlLoop(self._robot, self._policy, targets, config=config.loop, parts=parts)
 
     def close(self) -> None:
         """Hold the robot, then end everything. Also twice."""

@@ -19,6 +19,7 @@ class Thresholds:
     Attributes:
         observation_s: age of a stream beyond which the robot holds.
         streams_s: stream -> its own age, where it differs.
+        robot_lost_s: how long a robot may tell nothing fresh before people must look at it (sessions, RL on a robot).
         heartbeat_s: silence of the control loop after which the watchdog stops the robot.
         command_s: silence of commands after which a robot-side watchdog holds.
         operator_release_s: silence of an operator's device that counts as letting go.
@@ -29,6 +30,7 @@ class Thresholds:
 
     observation_s: float = 0.2
     streams_s: Mapping[str, float] = field(default_factory=dict)
+    robot_lost_s: float = 1.0
     heartbeat_s: float = 0.2
     command_s: float = 0.2
     operator_release_s: float = 0.1

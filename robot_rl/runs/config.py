@@ -164,7 +164,9 @@ def _over_default(field: Any, kind: Any, value: Any) -> Any:
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    both = {k: _merged(under[k], v) for k, v in over.items() if isinstance(v, Mapping) and isinstance(under.get(k), Mapping)}
+    both = {
+        k: _merged(under[k], v) for k, v in over.items() if isinstance(v, Mapping) and isinstance(under.get(k), Mapping)
+    }
     return {**under, **over, **both}
 
 
@@ -210,6 +212,16 @@ def build(node: Mapping[str, Any], **runtime: Any) -> Any:
     """
     target, config = validate_component(node, where=str(node.get("_target_", "component")))
     return target(config, **runtime)
+
+
+def takes(node: Mapping[str, Any], name: str) -> bool:
+    """Whether the target of a component has a parameter of this name, which `build` may then be given.
+
+    Raises:
+        ConfigError: as `validate_component`.
+    """
+    target, _ = validate_component(node, where=str(node.get("_target_", "component")))
+    return name in inspect.signature(target).parameters
 
 
 def _import_target(dotted: str, where: str) -> Callable[..., Any]:

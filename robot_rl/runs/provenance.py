@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+_GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")  # NVIDIA, Windows' Linux, AMD
 PACKAGES = (
     "robot-rl",
     "torch",
@@ -99,6 +100,8 @@ def cpu_model() -> str:
 
 def gpu_names() -> list[str] | None:
     """Names of the CUDA devices that torch sees; None without torch or without a GPU."""
+    if "torch" not in sys.modules and not any(Path(place).exists() for place in _GPU_DRIVERS):
+        return None  # a robot's loop must not load torch to learn that
     try:
         import torch
     except ModuleNotFoundError:

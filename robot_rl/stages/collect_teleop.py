@@ -20,13 +20,14 @@ from typing import Any
 from robot_rl.contracts import Robot
 from robot_rl.data.delays import KEY, load_delays_for
 from robot_rl.data.store import EpisodeStore
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+from robot_rl.deploy.inference import PolicySource, ProcessPolicy, load_policy
+from robot_rl.deploy.loop_policy import policy_file
 from robot_rl.deploy.robot_card import load_robot_card
 from robot_rl.deploy.schedule import MonotonicClock
 from robot_rl.errors import ConfigError
 from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
-from robot_rl.stages.deploy import policy_file
+from robot_rl.specs import EnvSpec
 from robot_rl.teleop.clutch import Clutch
 from robot_rl.teleop.episode_machine import Transition
 from robot_rl.teleop.mapping import ActionMapping
@@ -94,8 +95,14 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
         )  # fmt: skip
     began = time.monotonic()
     with ExitStack() as undo:
-        robot = robot_of(config)
+        source = PolicySource(onnx=str(policy_file(config.policy))) if config.policy else None
+        robot = robot_of(config, spec=None if source is None else load_policy(source).spec)
         undo.callback(robot.close)
+        # What a robot sends (cameras, a state) is known once it was heard, and the dataset is made for that.
+        robot.connect()
+        scene = _scene(config, robot)
+        if scene is not None and scene is not robot:
+            undo.callback(scene.close)
         delays = _delays(config.session.recording.delays, robot)
         device = build(config.teleop)
         undo.callback(device.close)
@@ -119,17 +126,11 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
             table.write(json.dumps(transition.to_json()) + "\n")
             table.flush()
 
-        parts = SessionParts((panel,), scene=_scene(config, robot), facts=_facts_of(robot), observer=on_transition)
-        pilot = _pilot(config, robot, undo)
+        parts = SessionParts((panel,), scene=scene, facts=_facts_of(config, robot, panel, undo), observer=on_transition)
+        pilot = _pilot(config, robot, source, undo)
         session = Session(robot, device, pilot, recorder, config=_session_config(config), parts=parts)
         counts = session.run()
-        (run.path / "episodes.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in session.effects.list.of_session)
-        )
-        summary = counts | {"dataset": config.dataset, "content_hash": recorder.store.content_hash()}
-        summary |= {"autonomous_successes": session.effects.policy_success} if config.policy else {}
-        summary |= {"takeover": session.effects.takeover, "seconds": time.monotonic() - began}
-        summary |= {"loop": session.schedule.jitter.to_json()}
+        summary = _written(config, run, session, counts) | {"seconds": time.monotonic() - began}
         run.write_json("summary.json", summary)
     if session.is_interrupted:
         log.warning("stopped by the user: %d episodes are safe in %s", counts["stored"], config.dataset)
@@ -137,8 +138,21 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
     return summary
 
 
-def robot_of(config: Any) -> Robot:
+def _written(config: Any, run: RunDirectory, session: Session, counts: dict[str, Any]) -> dict[str, Any]:
+    """The table of saved episodes, and the summary but for its time."""
+    effects = session.effects
+    (run.path / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in effects.list.of_session))
+    summary = counts | {"dataset": config.dataset, "content_hash": session.recorder.store.content_hash()}
+    summary |= {"autonomous_successes": effects.policy_success} if config.policy else {}
+    return summary | {"takeover": effects.takeover, "loop": session.schedule.jitter.to_json()}
+
+
+def robot_of(config: Any, *, spec: EnvSpec | None = None) -> Robot:
     """The robot that `robot`, `driver` and `env` name; not connected.
+
+    Args:
+        config: a collect.CollectConfig.
+        spec: of a policy that shall drive it: the robot is told its actions, and shows what it looks at. None: its own.
 
     Raises:
         RobotRlError: one of them is wrong.
@@ -150,7 +164,7 @@ def robot_of(config: Any) -> Robot:
     if "env" in part and "options" in part:
         # A robot that is a simulated scene: that of `env`, with what the driver says of it.
         part["options"] = {**config.env, **part["options"]}
-    robot: Robot = build(part, card=card)
+    robot: Robot = build(part, card=card) if spec is None else build(part, card=card, spec=spec)
     if hasattr(robot, "time_limit"):
         # A task's step limit is for policies; people are slower.
         robot.time_limit = False
@@ -158,7 +172,9 @@ def robot_of(config: Any) -> Robot:
 
 
 def _store(config: Any, robot: Robot, device: str) -> EpisodeStore:
-    metadata = {"env": config.env, "collector": "teleop", "robot": robot.card.name, "device": device}
+    metadata = {"collector": "teleop", "robot": robot.card.name, "device": device}
+    if "env" in config.driver["robot"]:
+        metadata["env"] = config.env  # only where the robot is that scene
     store = EpisodeStore.open_or_create(config.dataset, robot.spec, metadata=metadata, images=config.images)
     there = len(store)
     log.info("%s: have %d, will record %d", config.dataset, there, max(config.num_episodes - there, 0))
@@ -176,22 +192,30 @@ def _delays(file: str, robot: Robot) -> dict[str, Any]:
 def _scene(config: Any, robot: Any) -> Any:
     """Who resets and judges: the driver's scene, a simulated robot itself, or people (None)."""
     if config.driver.get("scene"):
-        return build(config.driver["scene"], card=robot.card)
+        scene = build(config.driver["scene"], card=robot.card)
+        if hasattr(scene, "time_limit"):
+            scene.time_limit = False  # as in robot_of
+        return scene
     return robot if hasattr(robot, "reset") and hasattr(robot, "episode") else None
 
 
-def _facts_of(robot: Any) -> Any:
-    """What a simulated robot shows beside its reading, where it does."""
-    return getattr(robot, "shown", None)
+def _facts_of(config: Any, robot: Any, panel: Any, undo: ExitStack) -> Any:
+    """What a simulated robot shows beside its reading, where it does, and a picture of it where the panel has viewers."""
+    shown = getattr(robot, "shown", None)
+    if shown is None or not config.driver.get("view"):
+        return shown
+    view = build(config.driver["view"], robot=robot)
+    undo.callback(view.close)
+    return lambda reading: shown(reading) | view.shown(time.monotonic(), is_watched=getattr(panel, "viewers", 0) > 0)
 
 
-def _pilot(config: Any, robot: Robot, undo: ExitStack) -> Pilot:
+def _pilot(config: Any, robot: Robot, source: PolicySource | None, undo: ExitStack) -> Pilot:
     limits, spec, card = robot.card.thresholds, robot.spec, robot.card
     clutch = Clutch(limits.operator_release_s, limits.operator_fault_s)
     mapping = ActionMapping(spec, card, config.session.mapping)
-    if not config.policy:
+    if source is None:
         return OperatorPilot(mapping, clutch)
-    policy = ProcessPolicy(PolicySource(onnx=str(policy_file(config.policy))))
+    policy = ProcessPolicy(source)
     undo.callback(policy.close)
     hand_over_s = config.session.hand_over_s
     return SharedPilot(mapping, clutch, policy, spec=spec, card=card, clock=MonotonicClock(), hand_over_s=hand_over_s)

@@ -1,12 +1,13 @@
 """Run an exported policy on a robot: N episodes through the control loop, with every limit of the robot's card.
 
-Inputs: an exported policy (an .onnx file, or the run directory of `export`), a robot card, and a driver: `ros2` (a robot or
-a simulated one behind topics) or `sim` (a simulated robot in this process).
+Inputs: an exported policy (an .onnx file, or the run directory of `export`) or one behind a WebSocket, a robot card, and a
+driver: `ros2` (a robot or a simulated one behind topics) or `sim` (a simulated robot in this process).
 Outputs: episodes.jsonl (one line an episode), summary.json, and the black boxes of stops, in the run directory.
 The policy runs in a process of its own; limits, ages and the reasons of stops are those of the card. A stop that a person
 must release ends the run with exit code 3; a simulated robot may go on (`release_stops=true`). Policy and robot that do not
 belong together are refused with both declarations before anything moves.
-Latency is that of each answer of the policy: from the capture of the observation until its first command was sent.
+Latency is that of each answer of the policy: from the capture of the observation until its first command was sent. Smoothness is
+that of the actions played, as in `evaluate`: action_change_rms, action_jerk_rms, action_step_max, gripper_flips.
 
 Metrics (metrics.jsonl, step = episodes played):
     deploy/success           share of the episodes so far
@@ -17,39 +18,37 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
-from robot_rl.algorithms.statistics import proportion
 from robot_rl.contracts import Robot
 from robot_rl.data.same_spec import require_same_actions
 from robot_rl.deploy.black_box import StepRecord
+from robot_rl.deploy.client import ClientTimes
 from robot_rl.deploy.control_loop import ControlLoop
-from robot_rl.deploy.inference import PolicySource, load_policy
+from robot_rl.deploy.execution import ChunkRule, Execution
+from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+from robot_rl.deploy.loop_parts import LoopConfig
+from robot_rl.deploy.loop_policy import ROBOT_TIMES, source_of
 from robot_rl.deploy.loop_summary import EpisodeSummary
-from robot_rl.deploy.onnx_policy import exported_file
 from robot_rl.deploy.robot_card import RobotCard, load_robot_card
 from robot_rl.deploy.station import Station, StationConfig
 from robot_rl.deploy.tensorrt_policy import Runtime
 from robot_rl.errors import ConfigError, DeployError, PolicyError
-from robot_rl.runs.config import build
+from robot_rl.runs.config import build, config_to_json
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress
 from robot_rl.specs import EnvSpec
+from robot_rl.stages.deploy_summary import Steps, row_of, summarize
 
 log = logging.getLogger(__name__)
 
 CAN_RESUME = False
+TRACK = "none"  # TensorBoard's writer would load torch into the process of the control loop
 _FRESH_S = 10.0
 
 
@@ -81,7 +80,8 @@ class DeployConfig:
     """Configuration of `robot-rl deploy`.
 
     Attributes:
-        policy: an .onnx file of `export`, or its run directory.
+        policy: an .onnx file of `export`, its run directory, or ws://host:port of `robot-rl serve`; with execution=rtc a run or
+            checkpoint directory of a diffusion policy (torch, in the policy's process alone).
         robot: a robot card: its name or a YAML file.
         driver: component group: `robot` (component: who talks to the robot), `scene` (component: who resets and judges;
             empty: the robot itself), `watchdog` ("package.module:function", see deploy/watchdog.py; empty: none).
@@ -94,6 +94,10 @@ class DeployConfig:
         black_box: keep the last seconds of every stop (needs mcap).
         runtime: what runs the policy: onnx, openvino, tensorrt, or auto, which measures first (docs/infer.md).
         threads: of onnxruntime or OpenVINO.
+        execution: what is played while the policy computes (docs/chunks.md): async, sync, ensemble or rtc.
+        chunks: every, blend_steps, decay and guidance of execution, as in `evaluate`.
+        server: how long to wait for a policy=ws://..., seconds: connect_s, answer_s, ping_every_s, ping_timeout_s, and give_up_s:
+            the robot holds where its chunk ends, and is stopped when the server was away for so long.
         seed, run_root, resume: as in every stage.
     """
 
@@ -109,6 +113,9 @@ class DeployConfig:
     black_box: bool = True
     runtime: Runtime = Runtime.onnx
     threads: int = 1
+    execution: Execution = Execution.asynchronous
+    chunks: ChunkRule = field(default_factory=ChunkRule)
+    server: ClientTimes = ROBOT_TIMES
     seed: int = 0
     run_root: str = "runs"
     resume: str | None = None
@@ -122,25 +129,30 @@ def run(config: DeployConfig, run: RunDirectory) -> dict[str, Any]:
     if config.num_episodes < 1:
         raise ConfigError("num_episodes", expected="1 or more", got=str(config.num_episodes), hint="Correct it.")
     began, card = time.monotonic(), load_robot_card(config.robot)
-    source = PolicySource(onnx=str(policy_file(config.policy)), runtime=config.runtime, threads=config.threads)
-    spec = load_policy(source).spec
+    loop = LoopConfig(execution=config.execution, chunks=config.chunks)
+    source = source_of(config.policy, loop, runtime=config.runtime, threads=config.threads, server=config.server)
+    name = source.onnx or config.policy
     rows: list[dict[str, Any]] = []
-    steps = _Steps()
+    steps = Steps()
     with ExitStack() as undo:
+        policy = ProcessPolicy(source)
+        undo.callback(policy.close)
+        spec = policy.start().spec
         robot: Robot = build(_part(config.driver, "robot"), card=card, spec=spec)
         undo.callback(robot.close)
-        require_same(spec, robot.spec, card, where=source.onnx)
+        require_same(spec, robot.spec, card, where=name)
         scene = scene_of(config.driver, robot, card)
         undo.callback(scene.close)
         station = Station(
             robot,
             spec,
-            _station_config(config, source, run),
+            _station_config(config, source, loop, run),
             observer=lambda record: _watch(record, steps, scene, station.loop),
+            policy=policy,
         )
         undo.callback(station.close)
         undo.enter_context(
-            _summary_at_the_end(rows, steps, run, {"policy": source.onnx, "robot": card.name, "began": began})
+            _summary_at_the_end(rows, steps, run, {"policy": name, "robot": card.name, "began": began} | _said(config))
         )
         metrics = undo.enter_context(MetricsWriter(run.path / "metrics.jsonl"))
         bar = undo.enter_context(Progress("deploy", total=config.num_episodes))
@@ -163,7 +175,7 @@ def run(config: DeployConfig, run: RunDirectory) -> dict[str, Any]:
 
 @contextmanager
 def _summary_at_the_end(
-    rows: list[dict[str, Any]], steps: _Steps, run: RunDirectory, facts: dict[str, Any]
+    rows: list[dict[str, Any]], steps: Steps, run: RunDirectory, facts: dict[str, Any]
 ) -> Iterator[None]:
     """Write summary.json of the episodes there are, also after a stop or Ctrl-C."""
     began = facts.pop("began")
@@ -173,22 +185,6 @@ def _summary_at_the_end(
         if rows:
             facts = facts | {"first_seed": rows[0]["seed"], "seconds": time.monotonic() - began}
             run.write_json("summary.json", summarize(rows, steps) | facts)
-
-
-def policy_file(policy: str) -> Path:
-    """The .onnx file of a policy.
-
-    Raises:
-        PolicyError: there is none.
-    """
-    found = exported_file(policy)
-    if found is not None and found.is_file():
-        return found
-    raise PolicyError(
-        f"policy={policy}", expected="an exported policy: an .onnx file or a run directory of `export`",
-        got="a directory without export/policy.onnx" if policy and Path(policy).is_dir() else "none",
-        hint=f"Run `robot-rl export policy={policy or '<run>'}` and give its run directory.",
-    )  # fmt: skip
 
 
 def require_same(policy: EnvSpec, robot: EnvSpec, card: RobotCard, *, where: str) -> None:
@@ -234,40 +230,28 @@ def _part(driver: dict[str, Any], name: str) -> dict[str, Any]:
     return part
 
 
-def _station_config(config: DeployConfig, source: PolicySource, run: RunDirectory) -> StationConfig:
+def _said(config: DeployConfig) -> dict[str, Any]:
+    """How chunks were played, for the summary."""
+    return {"execution": {"kind": config.execution.value} | config_to_json(config.chunks)}
+
+
+def _station_config(config: DeployConfig, source: PolicySource, loop: LoopConfig, run: RunDirectory) -> StationConfig:
     folder = run.path / "black_box" if config.black_box else None
     return StationConfig(
         source, log_folder="" if folder is None else str(folder), watchdog=str(config.driver.get("watchdog") or ""),
-        delta_gain=config.delta_gain,
+        delta_gain=config.delta_gain, loop=loop,
         watchdog_config={"card": config.robot, "domain_id": config.driver["robot"].get("domain_id")},
     )  # fmt: skip
 
 
-class _Steps:
-    """What all steps of all episodes measured, seconds."""
-
-    def __init__(self) -> None:
-        self.latency_s: list[float] = []
-        self.late_s: list[float] = []
-        self.age_s: list[float] = []
-        self.skipped = 0
-
-    def add(self, record: StepRecord) -> None:
-        self.late_s.append(record.late_s)
-        self.age_s.append(record.age_s)
-        self.skipped += record.skipped
-        if not math.isnan(record.latency_s):
-            self.latency_s.append(record.latency_s)
-
-
-def _watch(record: StepRecord, steps: _Steps, scene: Scene, loop: ControlLoop) -> None:
+def _watch(record: StepRecord, steps: Steps, scene: Scene, loop: ControlLoop) -> None:
     steps.add(record)
     if scene.episode().success:
         loop.mark_success()
 
 
 def _play(
-    loop: ControlLoop, robot: Robot, scene: Scene, steps: _Steps, seed: int, config: DeployConfig
+    loop: ControlLoop, robot: Robot, scene: Scene, steps: Steps, seed: int, config: DeployConfig
 ) -> tuple[dict[str, Any], EpisodeSummary]:
     """One episode, and its line of the table."""
     began, first = time.monotonic(), len(steps.latency_s)
@@ -275,15 +259,8 @@ def _play(
         seed=seed, max_steps=config.max_steps, reset=lambda: _reset(scene, robot, seed, config.settle_s)
     )
     success = _outcome(scene, config)
-    counts = summary.counts
-    row = {
-        "seed": seed, "success": success, "ended_by": summary.ended_by, "steps": summary.steps,
-        "reasons": summary.to_json()["reasons"], "clamps": counts["clamps"], "stop_steps": counts["stop_steps"],
-        "requests": counts["requests"], "dropped": counts["dropped"],
-        "latency_p50_ms": _percentile(steps.latency_s[first:], 50.0), "wall_s": time.monotonic() - began,
-        "black_box": list(summary.black_box),
-    }  # fmt: skip
-    return row, summary
+    wall_s = time.monotonic() - began
+    return row_of(summary, steps.latency_s[first:], seed=seed, success=success, wall_s=wall_s), summary
 
 
 def _reset(scene: Scene, robot: Robot, seed: int, settle_s: float) -> None:
@@ -320,36 +297,3 @@ def _after_stop(loop: ControlLoop, summary: EpisodeSummary, config: DeployConfig
         )  # fmt: skip
     log.warning("released by release_stops=true after %s", summary.to_json()["reasons"])
     loop.release()
-
-
-def _percentile(seconds: Sequence[float], percent: float) -> float | None:
-    """Milliseconds; None without any."""
-    return 1e3 * float(np.percentile(seconds, percent)) if len(seconds) else None
-
-
-def summarize(rows: Sequence[dict[str, Any]], steps: _Steps) -> dict[str, Any]:
-    """Success with its interval, latency, jitter, and what was bent and stopped, of at least one episode."""
-
-    def spread(seconds: Sequence[float]) -> dict[str, float | None]:
-        return {f"p{percent:g}": _percentile(seconds, percent) for percent in (50.0, 90.0, 99.0, 100.0)}
-
-    def total(name: str) -> dict[str, int]:
-        counter: Counter[str] = Counter()
-        for row in rows:
-            counter.update(row[name])
-        return dict(counter)
-
-    return {
-        "success": proportion(sum(row["success"] for row in rows), len(rows)).to_json(),
-        "episodes": len(rows),
-        "ended_by": dict(Counter(row["ended_by"] for row in rows)),
-        "latency_ms": spread(steps.latency_s),
-        "observation_age_ms": spread(steps.age_s),
-        "jitter_ms": spread(steps.late_s),
-        "slots": len(steps.late_s),
-        "slots_skipped": steps.skipped,
-        "clamps": total("clamps"),
-        "stops": dict(Counter(reason for row in rows for reason in row["reasons"])),
-        "answers_dropped": sum(row["dropped"] for row in rows),
-        "load_average_1min": os.getloadavg()[0],
-    }

@@ -50,7 +50,7 @@ from robot_rl.fitting.online_update import OnlinePpoConfig, ValueConfig
 from robot_rl.fitting.student import StudentConfig
 from robot_rl.rollout import EpisodeRecord
 from robot_rl.runs.checkpoint import load_policy
-from robot_rl.runs.config import build
+from robot_rl.runs.config import build, takes
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
@@ -144,7 +144,7 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     state, documents = start_learning(LearningConfig.of(config), run.path)
     policy = state.learner.policy
-    env = _env(config, run, history=policy.config.history)
+    env = _env(config, run, policy)
     check_spec(policy.spec, env.spec, where=config.policy)
     intervener = build(config.intervener, spec=env.spec) if config.intervener else getattr(env, "intervener", None)
     noise = NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape)
@@ -216,9 +216,12 @@ def _learning(config: OnlineConfig, state: OnlineState, documents: dict[str, Any
     return ProcessLearning(state, LearningConfig.of(config), parts)
 
 
-def _env(config: OnlineConfig, run: RunDirectory, *, history: int) -> Any:
+def _env(config: OnlineConfig, run: RunDirectory, policy: Any) -> Any:
     """The environments of training, with the classifier's reward when there is one."""
-    env = build(config.env, num_envs=min(config.num_envs, config.episodes_per_iteration), history=history)
+    # A robot that says of itself only how it is commanded is told the policy's actions.
+    told = {"spec": policy.spec} if takes(config.env, "spec") else {}
+    count = min(config.num_envs, config.episodes_per_iteration)
+    env = build(config.env, num_envs=count, history=policy.config.history, **told)
     if hasattr(env, "log_to"):
         env.log_to(run.path / "black_box")
     if not config.success:

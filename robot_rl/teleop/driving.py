@@ -51,6 +51,7 @@ class Driver:
         # Cameras are not among them: people see that they stand still, and the episode is marked.
         self._ages = AgeCheck({name: card.thresholds.age_s(name) for name in streams_of(("proprio",), card)})
         self.why, self._is_held, self.read_s = "", False, 0.0
+        self.stale, self._fresh_s = "", 0.0  # which stream is too old; when all were fresh
         self.judged: Judged | None = None
         self.sent: Goal | None = None
         self._target: Target | None = None
@@ -77,6 +78,7 @@ class Driver:
         self._reading = self.robot.read()
         self._safety = self._make_safety(self.robot.card, self._reading)
         self.sent, self._target, self._is_held, self.why = None, None, False, ""
+        self.stale, self._fresh_s = "", self._clock.now()
 
     @property
     def latched(self) -> Reason:
@@ -100,7 +102,14 @@ class Driver:
         except (RobotRlError, OSError) as error:
             self.stop(Reason.robot_lost, str(error))
         self.read_s = self._clock.now()
+        self.stale = self._stale(self._reading, self.read_s)
+        self._fresh_s = self._fresh_s if self.stale else self.read_s
         return self._reading
+
+    def require_alive(self) -> None:
+        """Stop a robot of which nothing fresh was read for thresholds.robot_lost_s; behind a shorter silence it goes on."""
+        if self.stale and self.read_s - self._fresh_s > self.robot.card.thresholds.robot_lost_s:
+            self.stop(Reason.robot_lost, f"{self.stale}: the robot or its driver is gone")
 
     def act(self, action: Array | None, reading: Reading, period_s: float) -> Judged:
         """Command one action; None goes on with the one before (several commands for one action).
@@ -119,10 +128,10 @@ class Driver:
 
     def go(self, goal: Goal, reading: Reading, period_s: float, *, reasons: Reason = Reason.none) -> Judged:
         """Command a goal, within the limits; holds instead where a reading is too old or the robot is stopped."""
-        age = self._ages.judge(reading, self._clock.now())
-        if age.is_stale or self.latched:
-            self.why = f"the reading of {age.stream!r} is {age.age_s:.2f} s old" if age.is_stale else self.why
-            return self.hold(reading, period_s, reason=Reason.stale if age.is_stale else Reason.none)
+        stale = self._stale(reading, self._clock.now())
+        if stale or self.latched:
+            self.why = stale or self.why
+            return self.hold(reading, period_s, reason=Reason.stale if stale else Reason.none)
         return self._command(self._safety.judge(goal, period_s, reading), reading, reasons)
 
     def hold(self, reading: Reading, period_s: float, *, reason: Reason = Reason.none) -> Judged:
@@ -154,9 +163,14 @@ class Driver:
         """A person allows motion again.
 
         Raises:
-            RobotRlError: the robot moves, is outside its limits, or can't be read.
+            RobotRlError: the robot moves, is outside its limits, or can't be read, or where it is now is not known.
         """
-        moving = self.robot.read().velocity
+        reading = self.robot.read()
+        if stale := self._stale(reading, self._clock.now()):
+            raise DeployError(
+                "release", expected="fresh readings", got=stale, hint="Bring the robot's driver up again."
+            )
+        moving = reading.velocity
         if moving is not None and not np.abs(moving).max() < MOVING:
             raise DeployError(
                 "release", expected="a robot at rest", got=f"velocities {moving}", hint="Wait, or stop it."
@@ -167,6 +181,11 @@ class Driver:
         """Hold, then end the connection. Also twice."""
         self.robot.stop()
         self.robot.close()
+
+    def _stale(self, reading: Reading, now_s: float) -> str:
+        """Which stream is too old, for people; "" where all are fresh."""
+        age = self._ages.judge(reading, now_s)
+        return f"the reading of {age.stream!r} is {age.age_s:.2f} s old" if age.is_stale else ""
 
     def _command(self, judged: Judged, reading: Reading, reasons: Reason) -> Judged:
         judged = Judged(judged.goal, judged.reasons | reasons | self.latched, judged.is_at_rest)

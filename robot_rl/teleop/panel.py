@@ -61,7 +61,7 @@ class SessionView:
         episodes: of the dataset, newest last: "number", "id", "length", "seconds", "success", "label", "rate_hz",
             "problems", "notes".
             The same tuple as before when nothing was added: it is sent to viewers when it changes.
-        pictures: camera or "render" -> uint8 (H, W, 3) RGB.
+        pictures: camera -> uint8 (H, W, 3) RGB; "render" is the simulator's picture of the scene, and has its age in ages_ms.
     """
 
     state: str

@@ -78,7 +78,7 @@ class SessionParts:
     Attributes:
         panels: that show it and hear people.
         scene: who resets and judges: `reset(seed)` and `episode().success`; None: people do both.
-        facts: reading -> more of SessionView ("scene", "pictures"), of a simulator.
+        facts: reading -> more of SessionView ("scene", "pictures", "ages_ms"), of a simulator.
         observer: called with every transition.
         clock: see Clock.
     """
@@ -122,7 +122,7 @@ class Session:
         self.effects = Effects(self.machine, self.driver, recorder, resetter, self.config)
         self.is_interrupted, self._clutch, self._shown_s = False, "fault", -np.inf
         self._choice: Choice | None = None
-        self.loop, self._stalled = LoopWatch(self.hz), ""
+        self.loop, self._stalled, self._was_stale = LoopWatch(self.hz), "", False
 
     def run(self) -> dict[str, Any]:
         """Until the dataset is full or somebody quits; the robot holds by its own means then.
@@ -237,6 +237,11 @@ class Session:
             found.append(("camera_problem", self._stalled))
         for outcome in self.recorder.poll():
             found.append((self.effects.ended(outcome), outcome.problem))
+        if state in _MOVING:
+            self.driver.require_alive()
+        if self.driver.stale and state is State.recording and not self._was_stale:
+            found.append(("camera_problem", f"{self.driver.stale}: the robot held"))
+        self._was_stale = bool(self.driver.stale) and state is State.recording
         if self.driver.latched and state not in (State.fault, State.estop):
             found.append(("robot_stop", f"{self.driver.latched.name}: {self.driver.why}"))
         if self.pilot.problem and state in _MOVING:

@@ -50,7 +50,7 @@ def view_of(session: Any, reading: Reading, now_s: float, choice: Choice | None)
         episode=_episode(session, now_s, choice),
         totals=_totals(session),
         loop=_loop(session),
-        ages_ms={stream: 1e3 * (now_s - stamp_s) for stream, stamp_s in reading.stamps.items()},
+        ages_ms={s: 1e3 * (now_s - at_s) for s, at_s in reading.stamps.items()} | facts.get("ages_ms", {}),
         proprio=_named(names_of(spec.observation["proprio"]), reading.frames.get("proprio")),
         action={} if choice is None else _named(names_of(spec.action), choice.action),
         pose=() if reading.pose is None else tuple(float(x) for x in reading.pose),

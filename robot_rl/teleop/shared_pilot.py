@@ -135,7 +135,7 @@ def _decisions(
 ) -> Decisions:
     period_s = 1.0 / card.control_hz
     timing = Timing(
-        period_s, actions_every(card.control_hz, info.spec.control_hz), info.execute, wait_s=0.5 * period_s,
+        period_s, actions_every(card.control_hz, info.spec.control_hz), wait_s=0.5 * period_s,
         late_s=card.thresholds.observation_s,
     )  # fmt: skip
     return Decisions(policy, info, timing, streams=streams_of(info.keys, card), clock=clock, latch=fail)

@@ -26,6 +26,7 @@ from robot_rl.deploy import wire
 from robot_rl.deploy.client import ClientTimes, PolicyClient, open_client
 from robot_rl.deploy.inference import PolicySource, ProcessPolicy
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.deploy.policy_words import NoAnswerError
 from robot_rl.deploy.server import PolicyServer, ServerOptions
 from robot_rl.errors import DeployError
 from robot_rl.types import Observation
@@ -130,6 +131,30 @@ def test_a_server_that_comes_back_is_found_and_another_policy_is_refused() -> No
     third.close()
 
 
+def test_what_may_pass_and_what_is_for_good() -> None:
+    """A server that is away is a NoAnswerError until `give_up_s`; a wrong key or an error of the policy never is."""
+    policy = ServedPolicy()
+    server = start(policy, workers=2, api_key="k")
+    with pytest.raises(DeployError, match="401") as caught:
+        PolicyClient(uri(server))
+    assert not isinstance(caught.value, NoAnswerError)
+    client = PolicyClient(uri(server), api_key="k", times=ClientTimes(answer_s=0.2, connect_s=30.0, give_up_s=600.0))
+    with pytest.raises(NoAnswerError, match=r"an answer within 0\.2 s"):
+        ask(client, SLOW)
+    policy.go_on.set()
+    client._times = ClientTimes(connect_s=30.0, answer_s=30.0, give_up_s=600.0)
+    with pytest.raises(DeployError, match="the weights are gone") as caught:
+        ask(client, FAIL)
+    assert not isinstance(caught.value, NoAnswerError)
+    server.close()
+    with pytest.raises(NoAnswerError, match="a policy server"):
+        ask(client)
+    client._times = ClientTimes(give_up_s=0.0)
+    with pytest.raises(DeployError, match="an answer within 0 s, got none: ConnectionRefusedError") as caught:
+        ask(client)
+    assert not isinstance(caught.value, NoAnswerError)
+
+
 def test_keys_sizes_and_addresses(server: PolicyServer) -> None:
     locked = start(api_key="k", most_bytes=20_000)
     with pytest.raises(DeployError, match="401"):
@@ -143,7 +168,7 @@ def test_keys_sizes_and_addresses(server: PolicyServer) -> None:
         PolicyClient("ws://127.0.0.1:1")
     with pytest.raises(DeployError, match="a policy server"):
         PolicyClient("http://127.0.0.1")
-    with pytest.raises(DeployError, match="uri, answer_s, connect_s"):
+    with pytest.raises(DeployError, match="uri, and connect_s, answer_s"):
         open_client({"url": uri(server)})
 
 

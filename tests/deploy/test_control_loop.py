@@ -122,9 +122,11 @@ def test_faster_commands_than_actions() -> None:
     assert bench.commanded()[19][0] == pytest.approx(4 * 0.002, abs=1e-6)
 
 
-@pytest.mark.parametrize(("latency_s", "indices"), [(0.009, [0, 1, 2, 3, 0]), (0.05, [3, 4, 5, 6, 3, 4, 5, 6])])
+@pytest.mark.parametrize(
+    ("latency_s", "indices"), [(0.009, [0, 1, 2, 3, 0]), (0.05, [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 6, 3])]
+)
 def test_a_slow_policy_is_entered_at_the_action_that_is_due(latency_s: float, indices: list[int]) -> None:
-    """9 ms is inside half a period; after 50 ms, three slots later, action 3 is due, and at first nothing is."""
+    """9 ms is inside half a period; after 50 ms, three slots later, action 3 is due. The first answer is waited for."""
     bench = Bench(latency_s=lambda request: latency_s)
     bench.loop.run_episode(max_steps=20)
     played = [record.index for record in bench.records if record.action is not None]

@@ -155,6 +155,17 @@ def test_a_killed_policy_is_noticed_and_can_be_started_again(start: Callable[...
     assert not runner.is_busy
 
 
+def test_one_that_runs_is_not_started_again(start: Callable[..., ProcessPolicy]) -> None:
+    """A command starts it to learn its spec, the control loop to run it."""
+    runner = start()
+    pid = runner.pid
+    assert runner.start() == runner.info  # type: ignore[attr-defined]
+    assert runner.pid == pid
+    runner.close()
+    runner.start()
+    assert runner.pid != pid
+
+
 def test_a_policy_that_is_stopped_for_a_while_answers_with_its_old_number(start: Callable[..., ProcessPolicy]) -> None:
     runner = start()
     os.kill(runner.pid, signal.SIGSTOP)

@@ -72,6 +72,22 @@ LAST_PIXEL = """(async () => {
   canvas.drawImage(image, 0, 0);
   return [...canvas.getImageData(12, 12, 1, 1).data];
 })()"""
+RENDER_PIXEL = """(() => {
+  const canvas = new OffscreenCanvas(512, 384).getContext("2d");
+  canvas.drawImage(document.querySelector("#render img"), 0, 0);
+  return [...canvas.getImageData(256, 192, 1, 1).data];
+})()"""
+# Where the view from above has the colour of the arm, whose lines are ten pixels thick.
+ARM_BOX = """(() => {
+  const c = document.getElementById("scene"), half = c.width >> 1, data = c.getContext("2d").getImageData(half, 0, half, c.height).data;
+  const xs = [], ys = [];
+  for (let i = 0; i < data.length; i += 4) {
+    if (data[i] !== 89 || data[i + 1] !== 104 || data[i + 2] !== 117) continue;
+    xs.push(i / 4 % half); ys.push(Math.floor(i / 4 / half));
+  }
+  const span = (all) => all.reduce((a, b) => Math.max(a, b), 0) - all.reduce((a, b) => Math.min(a, b), 1e9) - 9;
+  return {pixels: xs.length, ratio: span(xs) / span(ys)};
+})()"""
 NOTE_LOST = """new MutationObserver((_, observer) => {
   if (!document.querySelector("#alerts .lost") || document.body.dataset.driving === "true") return;
   document.documentElement.dataset.lostShown = true;
@@ -531,6 +547,65 @@ def test_saved_episodes_are_changed_after_a_question_and_by_the_driver_alone(
     page.click("[data-edit=edit_failure]")
     until(lambda: "while nothing is recorded" in page.inner_text("#player-said"), "said")
     assert len(session.events) == 4
+
+
+def views_of(page: Page) -> tuple[bool, bool]:
+    """Whether the drawn view is seen, and the rendered one."""
+    return page.is_visible("#scene"), page.is_visible("#render")
+
+
+def test_the_simulators_picture_is_chosen_beside_the_drawn_view(show: Callable[..., Page], session: StandIn) -> None:
+    page = show()
+    assert views_of(page) == (True, False)
+    assert not page.is_visible("#views"), "nothing to choose"
+    page.keyboard.press("v")
+    session.extra |= {
+        "pictures": {"render": np.full((384, 512, 3), (200, 30, 90), np.uint8)},
+        "ages_ms": {"render": 40.0},
+    }
+    page.wait_for_selector("#views:not([hidden])")
+    assert views_of(page) == (True, True), "both, at a desk"
+    until(lambda: "✓ 40 ms old" in page.inner_text("#render figcaption"), "its age")
+    sees(page, "document.querySelector('#render img').naturalWidth === 512")
+    drawn, rendered = page.locator("#scene").bounding_box(), page.locator("#render").bounding_box()
+    assert drawn is not None
+    assert rendered is not None
+    assert rendered["x"] + rendered["width"] <= drawn["x"], "side by side"
+    pixel = page.evaluate(RENDER_PIXEL)
+    np.testing.assert_allclose(pixel[:3], (200, 30, 90), atol=4)  # JPEG
+    page.keyboard.press("v")
+    assert views_of(page) == (True, False)
+    page.keyboard.press("v")
+    assert views_of(page) == (False, True)
+    until(lambda: "Tool at" in page.inner_text("#scene-text"), "the text stays")
+    page.click("#views [data-view=both]")
+    assert views_of(page) == (True, True)
+    page.reload()
+    page.wait_for_selector("#views:not([hidden])")
+    assert page.get_attribute("#views [data-view=both]", "aria-pressed") == "true", "it is remembered"
+    page.click("#views [data-view=rendered]")
+    session.extra["ages_ms"] = {"render": 1500.0}
+    until(lambda: "✕ 1500 ms old" in page.inner_text("#render figcaption"), "too old")
+    session.extra |= {"pictures": {}, "ages_ms": {}}  # the renderer is gone
+    until(lambda: views_of(page) == (True, False) and not page.is_visible("#views"), "the drawn view stays")
+    assert "render" not in page.inner_text("#ages")
+    assert page.locator("#cameras figure").count() == 0
+
+
+def test_the_links_of_the_arm_are_drawn_where_they_are(show: Callable[..., Page], session: StandIn) -> None:
+    """Of a chain that lies on the ground, 0.3 m to the right and 0.2 m on: its shape, from above."""
+    page = show()
+    links = {
+        "link:a": (0.3, 0.15, 0.0),
+        "link:b": (0.3, -0.15, 0.0),
+        "link:c": (0.5, -0.15, 0.0),
+        "link:d": (0.5, -0.15, -0.01),
+    }
+    session.extra |= {"pose": (0.65, 0.12, 0.0, 0.0, 1.0, 0.0, 0.0), "scene": links}
+    until(lambda: page.evaluate(ARM_BOX)["pixels"] > 500, "an arm")
+    until(lambda: page.evaluate(ARM_BOX)["ratio"] == pytest.approx(0.3 / 0.2, abs=0.05), "width over height")
+    session.extra["scene"] = {"cube": (0.5, 0.0, 0.02)}
+    until(lambda: page.evaluate(ARM_BOX)["pixels"] == 0, "no links, no arm")
 
 
 def test_it_fits_a_phone_and_says_what_is_wrong_in_words(show: Callable[..., Page], session: StandIn) -> None:

@@ -17,7 +17,8 @@ from robot_rl.deploy.robot_card import CommandKind, load_robot_card
 from robot_rl.deploy.schedule import ManualClock
 from robot_rl.envs.maniskill import ManiSkillConfig, make_env
 from robot_rl.errors import ConfigError, DeployError, EnvError
-from robot_rl.hardware.sim_robot import SimRobot, SimRobotConfig, live_scene, moved
+from robot_rl.hardware.sim_robot import SimRobot, SimRobotConfig, moved
+from robot_rl.hardware.sim_scene import live_scene
 from robot_rl.types import ActionChunk, Goal
 
 PERIOD_S = 0.05

@@ -20,6 +20,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from robot_rl.algorithms.statistics import proportion
+from robot_rl.deploy.loop_policy import policy_file
 from robot_rl.deploy.onnx_policy import FORMAT
 from robot_rl.errors import ConfigError, DeployError, PolicyError
 from robot_rl.hardware import sim_robot
@@ -157,7 +158,7 @@ def test_policy_that_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="robot-rl export"):
         play(tmp_path, tmp_path)
     with pytest.raises(PolicyError, match="none"):
-        deploy.policy_file("")
+        policy_file("")
 
 
 @pytest.mark.usefixtures("same_scene")

@@ -41,6 +41,7 @@ class Options:
     zero_stamp: bool = False
     silent: bool = False
     mute: str = ""  # a stream that is not told
+    camera_every: int = 1  # ticks between two pictures
     follow: bool = False  # its pose is that of the last command
     frame: str = ""  # of the pose; "": the card's
     shift: float = 0.0  # added to every position
@@ -153,6 +154,8 @@ def _main(settings: dict[str, Any]) -> None:
             nanoseconds = node.get_clock().now().nanoseconds + round(options.clock_s * 1e9)
             last_stamp[:] = divmod(nanoseconds, 10**9)
         for name, (publisher, kind) in publishers.items():
+            if name.startswith("image/") and count % options.camera_every:
+                continue
             message = _message(name, kind, card, options, count)
             if message is not None and name != options.mute:
                 if (place := followed.get("arm")) is not None and type(place) is kind:

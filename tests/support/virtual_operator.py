@@ -236,7 +236,7 @@ def collect(
     with log.open("w") as out, sync_playwright() as playwright:
         process = subprocess.Popen([sys.executable, "-m", "robot_rl", *words], stdout=out, stderr=out, env=os.environ)
         try:
-            url = _address(log, process)
+            url = address_of(log, process)
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             operator = Operator(page, Camera(page, folder / "pictures") if pictures else None)
@@ -266,7 +266,12 @@ def collect(
     }
 
 
-def _address(log: Path, process: subprocess.Popen[bytes]) -> str:
+def address_of(log: Path, process: subprocess.Popen[bytes]) -> str:
+    """What a command that writes to `log` prints as the address of its page.
+
+    Raises:
+        RuntimeError: it ended, or said nothing for three minutes.
+    """
     deadline_s = time.monotonic() + 180
     while time.monotonic() < deadline_s and process.poll() is None:
         found = re.search(r"operator page: (http\S+)", log.read_text())

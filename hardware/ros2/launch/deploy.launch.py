@@ -14,6 +14,22 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
+# Parameters of the bridge: those that must be given, and the others with their defaults.
+NEEDED = {
+    "policy": "exported policy, an .onnx file, or ws://host:port of robot-rl serve",
+    "robot": "robot card: a name or a YAML file",
+}
+OPTIONAL = {
+    "log_folder": ("black_box", "for the last seconds of stops"),
+    "delta_gain": ("1.0", "above 1 where readings come late"),
+    "runtime": ("onnx", "onnx, openvino, tensorrt or auto"),
+    "threads": ("1", "of onnxruntime or OpenVINO"),
+    "execution": ("async", "async, sync, ensemble or rtc"),
+    "chunks_every": ("0", "actions between two questions; 0: as execution has it"),
+    "blend_steps": ("0", "actions over which a new chunk takes over"),
+}
+PARAMETERS = (*NEEDED, *OPTIONAL)
+
 
 def generate_launch_description() -> LaunchDescription:
     """One lifecycle bridge; the whole launch ends with it."""
@@ -23,14 +39,7 @@ def generate_launch_description() -> LaunchDescription:
         name="robot_rl_bridge",
         namespace=LaunchConfiguration("namespace"),
         output="screen",
-        parameters=[
-            {
-                "policy": LaunchConfiguration("policy"),
-                "robot": LaunchConfiguration("robot"),
-                "log_folder": LaunchConfiguration("log_folder"),
-                "delta_gain": LaunchConfiguration("delta_gain"),
-            }
-        ],
+        parameters=[{name: LaunchConfiguration(name) for name in PARAMETERS}],
         on_exit=Shutdown(reason="the bridge has ended"),
     )
     configure = EmitEvent(
@@ -53,12 +62,13 @@ def generate_launch_description() -> LaunchDescription:
     )
     return LaunchDescription(
         [
-            DeclareLaunchArgument("policy", description="exported policy, an .onnx file"),
-            DeclareLaunchArgument("robot", description="robot card: a name or a YAML file"),
+            *(DeclareLaunchArgument(name, description=text) for name, text in NEEDED.items()),
             DeclareLaunchArgument("namespace", default_value="", description="of this arm, for several arms"),
-            DeclareLaunchArgument("log_folder", default_value="black_box", description="for the last seconds of stops"),
-            DeclareLaunchArgument("delta_gain", default_value="1.0", description="above 1 where readings come late"),
             DeclareLaunchArgument("activate", default_value="true", description="false: a person activates motion"),
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=text)
+                for name, (default, text) in OPTIONAL.items()
+            ),
             bridge,
             activate,
             configure,
