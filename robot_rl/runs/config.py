@@ -224,6 +224,17 @@ def takes(node: Mapping[str, Any], name: str) -> bool:
     return name in inspect.signature(target).parameters
 
 
+def build_env(node: Mapping[str, Any], policy: Any, **runtime: Any) -> Any:
+    """`build` an environment for a policy, or None; a robot that knows of itself only how it is commanded is told its spec.
+
+    Raises:
+        ConfigError: as `validate_component`.
+        EnvError: as the environment.
+    """
+    told = {"spec": policy.spec} if policy is not None and takes(node, "spec") else {}
+    return build(node, **runtime, **told)
+
+
 def _import_target(dotted: str, where: str) -> Callable[..., Any]:
     module_name, _, attribute = dotted.rpartition(".")
     try:

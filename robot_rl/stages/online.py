@@ -50,7 +50,7 @@ from robot_rl.fitting.online_update import OnlinePpoConfig, ValueConfig
 from robot_rl.fitting.student import StudentConfig
 from robot_rl.rollout import EpisodeRecord
 from robot_rl.runs.checkpoint import load_policy
-from robot_rl.runs.config import build, takes
+from robot_rl.runs.config import build, build_env
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
@@ -218,10 +218,8 @@ def _learning(config: OnlineConfig, state: OnlineState, documents: dict[str, Any
 
 def _env(config: OnlineConfig, run: RunDirectory, policy: Any) -> Any:
     """The environments of training, with the classifier's reward when there is one."""
-    # A robot that says of itself only how it is commanded is told the policy's actions.
-    told = {"spec": policy.spec} if takes(config.env, "spec") else {}
     count = min(config.num_envs, config.episodes_per_iteration)
-    env = build(config.env, num_envs=count, history=policy.config.history, **told)
+    env = build_env(config.env, policy, num_envs=count, history=policy.config.history)
     if hasattr(env, "log_to"):
         env.log_to(run.path / "black_box")
     if not config.success:

@@ -112,6 +112,21 @@ def test_it_learns_on_a_robot_behind_topics_pauses_and_goes_on_another_day(place
     assert min(moved) > 0.005, "the arm really went"
 
 
+def test_the_same_arm_is_evaluated_and_played_into_a_store(place: Path, node: Process) -> None:
+    """A policy that wants the scene's state and deltas, which a card alone does not promise."""
+    person = "+env.panel={_target_: ros_sessions.PausingPerson}"
+    arm = ["env=real_robot", "driver@env.driver=ros2", f"env.robot={place / 'card.yaml'}", person, "num_envs=1"]
+    arm += [f"policy={only(place / 'imitate')}", "num_episodes=2"]
+    done("evaluate", *arm, "run_root=evaluated", cwd=place)
+    summary = json.loads((only(place / "evaluated") / "summary.json").read_text())
+    assert (summary["episodes"], summary["protocol"]["real_time"]) == (2, True)
+    done("collect", *arm, "keep=all", "dataset=played.zarr", "run_root=played", cwd=place)
+    with EpisodeStore.open(place / "played.zarr") as store:
+        store.verify()
+        assert len(store) == 2
+        assert set(store.episode(0).source) == {Source.policy}
+
+
 def test_a_robot_that_is_killed_is_waited_for_and_the_run_goes_on(place: Path, node: Process) -> None:
     """SIGKILL of its node while it plays: a stop with its reason, a release that is refused, and on when the node is back."""
     person = "+env.panel={_target_: ros_sessions.PausingPerson}"
