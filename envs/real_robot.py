@@ -9,7 +9,6 @@ keep that. Success comes from the scene, from a person's keys, or from a classif
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,7 +41,7 @@ from .robot_play import RobotPlayer
 log = logging.getLogger(__name__)
 
 # Components are built where every stage builds them; plug-ins may not import that layer when they load.
-_BUILD = "robot_rl.runs.config"
+_CONFIG = "robot_rl.runs.config"
 
 
 class By(str, Enum):
@@ -274,14 +273,13 @@ def _robot(config: RealRobotConfig, clock: Clock, spec: EnvSpec | None) -> Any:
         raise ConfigError(
             "env.driver.robot", expected="a component", got=repr(node), hint="Use driver@env.driver=sim, or =ros2."
         )
-    module, _, name = str(node.get("_target_", "")).rpartition(".")
-    takes = inspect.signature(getattr(importlib.import_module(module), name)).parameters if module else {}
-    if isinstance(clock, ManualClock) and "clock" not in takes:
+    takes = importlib.import_module(_CONFIG).takes
+    if isinstance(clock, ManualClock) and not takes(node, "clock"):
         raise EnvError(
             "as_fast_as_possible", expected="a driver that takes a clock", got=str(node.get("_target_")),
             hint="A real robot's time passes by itself: leave it out.",
         )  # fmt: skip
-    runtime = {name: part for name, part in (("clock", clock), ("spec", spec)) if name in takes}
+    runtime = {name: part for name, part in (("clock", clock), ("spec", spec)) if takes(node, name)}
     return _build(node, card=load_robot_card(config.robot), **runtime)
 
 
@@ -307,4 +305,4 @@ def _part(node: Mapping[str, Any]) -> Any:
 
 
 def _build(node: Mapping[str, Any], **runtime: Any) -> Any:
-    return importlib.import_module(_BUILD).build(node, **runtime)
+    return importlib.import_module(_CONFIG).build(node, **runtime)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.deploy.child_process import Child
-from robot_rl.errors import ConfigError
+from robot_rl.errors import ConfigError, RobotRlError
 
 from .camera_ring import SharedRing
 
@@ -52,6 +53,12 @@ class RenderedViewConfig:
                 raise ConfigError(
                     f"driver.view.{key}", expected=f"{low:g} to {high:g}", got=got, hint="driver.view=null: none."
                 )
+        across_m = math.dist(self.eye_m[:2], self.target_m[:2])
+        if not 1e-6 < across_m < math.inf:
+            raise ConfigError(
+                "driver.view.eye_m", expected="not straight above or below target_m, for a picture with its top up",
+                got=f"{self.eye_m} for a target at {self.target_m}", hint="Move it a little aside, e.g. by 0.01 m.",
+            )  # fmt: skip
 
 
 class RenderedView:
@@ -83,7 +90,11 @@ class RenderedView:
         if not is_watched or self._has_failed:
             return {}
         if self._child is None:
-            self._start()
+            try:
+                self._start()
+            except (OSError, ValueError, RobotRlError) as error:  # no memory, no process, or a scene that is none
+                self._fail(str(error))
+                return {}
         elif not self._hear(self._child):
             return {}
         if now_s >= self._due_s:
@@ -128,10 +139,13 @@ class RenderedView:
         if message is None and child.exit_code is None:
             return True
         why = "" if message is None else json.loads(message)["failure"]
-        _log.warning("no rendered view: %s; the drawn one stays", why or f"its process ended with {child.exit_code}")
-        self._has_failed = True
-        self.close()
+        self._fail(why or f"its process ended with {child.exit_code}")
+        child.hang_up()  # `close` waits for its end: nobody may, in the turn of a control loop
         return False
+
+    def _fail(self, why: str) -> None:
+        _log.warning("no rendered view: %s; the drawn one stays", why)
+        self._has_failed, self._picture = True, None
 
 
 def picture_bytes(config: RenderedViewConfig) -> int:

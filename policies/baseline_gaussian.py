@@ -21,7 +21,8 @@ from robot_rl.algorithms.returns import generalized_advantage
 from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.contracts import VectorEnv
 from robot_rl.data.normalizer import unit_actions
-from robot_rl.errors import RunError
+from robot_rl.errors import PolicyError, RunError
+from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
 
 from .baseline_mlp import ACTIVATIONS, BaselineMlpConfig, BaselineMlpPolicy, GaussianHead
@@ -175,11 +176,12 @@ class GaussianPpo:
         """Train for `num_steps` env steps of all envs together; ends with the roll-out it is in. See Learner.
 
         Raises:
+            PolicyError: as `new_actor`.
             RunError: a loss that is no number.
         """
         config = self.config
         generator = torch.Generator().manual_seed(seed)
-        policy = BaselineMlpPolicy(config.actor, env.spec, unit_actions(env.spec, config.actor.observation_keys))
+        policy = new_actor(config, env.spec)
         network = GaussianActorCritic(policy, log_std_init=config.log_std_init, generator=generator).to(self.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-5)
         on_evaluation(0, policy, {})
@@ -192,6 +194,25 @@ class GaussianPpo:
                 on_evaluation(played, policy, numbers)
             if played >= num_steps:
                 return
+
+
+def new_actor(config: GaussianPpoConfig, spec: EnvSpec) -> BaselineMlpPolicy:
+    """The actor that a run begins with; weights that its encoder names as pretrained are loaded.
+
+    Raises:
+        PolicyError: regularisers of the encoder, which nothing would add here, or as pretrained.load_pretrained.
+    """
+    if config.encoder is not None:
+        wanted = config.encoder.representation
+        for name in ("reconstruction", "bottleneck", "dropout"):
+            if getattr(wanted, name):
+                raise PolicyError(
+                    f"encoder.representation.{name} of the Gaussian", expected="0: its PPO adds no regulariser",
+                    got=str(getattr(wanted, name)), hint="Set it to 0 (encoder points in place of points_regularised).",
+                )  # fmt: skip
+    policy = BaselineMlpPolicy(config.actor, spec, unit_actions(spec, config.actor.observation_keys))
+    policy.load_pretrained()
+    return policy
 
 
 def play(

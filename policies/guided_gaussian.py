@@ -23,11 +23,18 @@ from robot_rl.algorithms.guidance import (
 )
 from robot_rl.algorithms.guidance_labels import GuidanceLabels, TeacherTraces, segment_returns
 from robot_rl.contracts import VectorEnv
-from robot_rl.data.normalizer import unit_actions
 from robot_rl.specs import EnvSpec
 
 from .acting import ACTION
-from .baseline_gaussian import GaussianActorCritic, GaussianBatch, GaussianPpoConfig, advantages, play, update
+from .baseline_gaussian import (
+    GaussianActorCritic,
+    GaussianBatch,
+    GaussianPpoConfig,
+    advantages,
+    new_actor,
+    play,
+    update,
+)
 from .baseline_mlp import BaselineMlpPolicy
 
 
@@ -39,6 +46,9 @@ class GuidedGaussian:
         spec: of the environment.
         device: of the networks.
         seed: of weights, exploration and the order of minibatches.
+
+    Raises:
+        PolicyError: as baseline_gaussian.new_actor.
     """
 
     options = frozenset(Guidance)
@@ -46,10 +56,15 @@ class GuidedGaussian:
     def __init__(self, config: GaussianPpoConfig, *, spec: EnvSpec, device: str, seed: int) -> None:
         self.config, self.device = config, torch.device(device)
         self.generator = torch.Generator().manual_seed(seed)
-        self.policy = BaselineMlpPolicy(config.actor, spec, unit_actions(spec, config.actor.observation_keys))
+        self.policy = new_actor(config, spec)
         self.network = GaussianActorCritic(self.policy, log_std_init=config.log_std_init, generator=self.generator)
         self.network.to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, eps=1e-5)
+
+    @property
+    def deployed(self) -> BaselineMlpPolicy:
+        """The policy as it is saved: without exploration."""
+        return self.policy
 
     @property
     def history(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,7 @@ def read_config(folder: Path) -> LeRobotConfig:
         raise _other_version(path, f"the unknown key {key!r}")
     for key in sorted(names - data.keys()):
         raise _other_version(path, f"no key {key!r}")
+    _check_types(data, path)
     lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
     config = LeRobotConfig(**{key: value for key, value in {**data, **lists}.items() if key in names})
     _check(config, path)
@@ -230,6 +231,7 @@ def _json(path: Path) -> dict[str, Any]:
     return data
 
 
+_DAMAGED = "Is the file damaged, or was it written by hand?"
 _MIGRATE = (
     f"Older checkpoints keep their statistics among the weights: LeRobot {VERSION}'s "
     "lerobot.processor.migrate_policy_normalization brings them up to date."
@@ -244,7 +246,13 @@ def _other_version(path: Path, got: str) -> PolicyError:
 
 
 def _normalising_step(path: Path, kind: str) -> dict[str, Any]:
-    steps = _json(path).get("steps") or []
+    steps = _json(path).get("steps")
+    if not isinstance(steps, list) or not all(
+        isinstance(step, dict) and isinstance(step.get("config", {}), dict) for step in steps
+    ):
+        raise PolicyError(
+            f"{path}: steps", expected="a list of steps, each with a config", got=repr(steps)[:200], hint=_DAMAGED
+        )
     names = [str(step.get("registry_name")) for step in steps]
     if names.count(kind) != 1 or set(names) - {kind, *NEUTRAL_STEPS}:
         raise PolicyError(
@@ -258,6 +266,9 @@ def _normalising_step(path: Path, kind: str) -> dict[str, Any]:
                     f"{path}: {key}", expected="null", got=repr(value), hint="Nothing else is written here."
                 )
     found: dict[str, Any] = steps[names.index(kind)]
+    eps = found.get("config", {}).get("eps")
+    if type(eps) not in (int, float):
+        raise PolicyError(f"{path}: config.eps of {kind}", expected="a number", got=repr(eps), hint=_DAMAGED)
     return found
 
 
@@ -266,6 +277,35 @@ def _beside(folder: Path, name: Any, *, where: str) -> Path:
     if not isinstance(name, str) or Path(name).name != name:
         raise PolicyError(where, expected="state_file, a file beside it", got=repr(name), hint="The file is damaged.")
     return folder / name
+
+
+def _is(kind: str, value: Any) -> bool:
+    """Whether a value is of a type of LeRobotConfig, by the name in its annotation; every int of it counts something."""
+    if kind.endswith(" | None"):
+        return value is None or _is(kind.removesuffix(" | None"), value)
+    if kind.startswith("Mapping[str, Mapping"):
+        return isinstance(value, Mapping) and all(
+            isinstance(each, Mapping) and _is("tuple[int, ...]", each.get("shape")) for each in value.values()
+        )
+    if kind.startswith("Mapping"):
+        return isinstance(value, Mapping) and all(isinstance(each, str) for each in value.values())
+    if kind.startswith("tuple"):
+        return isinstance(value, (list, tuple)) and len(value) > 0 and all(_is("int", each) for each in value)
+    types: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+    return type(value) in types[kind] and (kind != "int" or value >= 1)
+
+
+def _check_types(data: Mapping[str, Any], path: Path) -> None:
+    named = {
+        "int": "a whole number of at least 1",
+        "Mapping[str, Mapping[str, Any]]": "features by name, each with its shape",
+    }
+    for field in fields(LeRobotConfig):
+        value, kind = data[field.name], str(field.type)
+        if not _is(kind, value):
+            plain = kind.removesuffix(" | None")
+            expected = named.get(plain, plain) + (" or null" if plain != kind else "")
+            raise PolicyError(f"{path}: {field.name}", expected=expected, got=repr(value)[:200], hint=_DAMAGED)
 
 
 def _check(config: LeRobotConfig, path: Path) -> None:

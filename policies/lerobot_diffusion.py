@@ -248,9 +248,9 @@ def load_lerobot(config: LeRobotAdoption, *, spec: EnvSpec, folder: Path) -> LeR
     """
     checkpoint = read_config(folder)
     is_ddim = checkpoint.noise_scheduler_type == "DDIM"
+    steps = (config.num_steps, checkpoint.num_inference_steps, checkpoint.num_train_timesteps)
     asked = LeRobotDiffusionConfig(
-        checkpoint, config.names,
-        num_steps=config.num_steps or checkpoint.num_inference_steps or checkpoint.num_train_timesteps,
+        checkpoint, config.names, num_steps=next(number for number in steps if number is not None),
         mode=config.mode or (SamplingMode.eta0 if is_ddim else SamplingMode.eta1),
     )  # fmt: skip
     _check_names(checkpoint, config.names, spec)

@@ -182,6 +182,9 @@ class WarmStartedPolicy(WrappedPolicy):
         """Newest frame of the numbers that the policy observes, normalised (N, D); images and points are not looked at."""
         arrays, keys = observation.arrays(), self.policy.encoder.keys
         numbers = [key for key in keys if arrays[key].ndim == 3]
+        if not numbers:  # of images alone, rti.max_jump watches nothing
+            first = arrays[keys[0]]
+            return torch.zeros(len(first), 1, device=first.device)
         return torch.cat([self.policy.normalizer.apply(key, arrays[key][:, -1]) for key in numbers], dim=-1)
 
     def _rows(self, frame: Array) -> tuple[Array, Array]:

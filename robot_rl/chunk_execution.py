@@ -142,9 +142,10 @@ class DelayedActor:
         delay = delay_steps(taken_ms, self._spec.control_hz) if self._given is None else self._given
         if not row.is_new:
             self._delays.append(delay)
-            self._recent.append(delay)
+        self._recent.append(delay)  # the first one too: a robot forecasts by it, though it stood still meanwhile
         row.is_new = False
-        row.player.ask(row.step, torch.as_tensor(chunk.actions).cpu().numpy()[0], delay=delay)
+        actions = torch.as_tensor(chunk.actions).cpu().numpy()[0]
+        row.player.ask(row.step, actions, delay=delay, expected=expected)
 
 
 def _continuing(policy: Any, rule: ChunkRule) -> Any:

@@ -260,7 +260,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
 @contextmanager
 def _missing_packages_explained(command: str) -> Iterator[None]:
     """Turn a missing optional package into an error that names the extra to install."""
-    from robot_rl.runs.config import missing_package
+    from robot_rl.errors import missing_package
 
     try:
         yield

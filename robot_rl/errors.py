@@ -6,6 +6,7 @@ exits with `exit_code`. Anything else that escapes is a bug of ours and keeps it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -58,3 +59,20 @@ def closest(word: str, options: Iterable[str]) -> str:
     names = sorted(options)
     near = get_close_matches(word, names, n=1)
     return (f"Did you mean {near[0]!r}? " if near else "") + "Valid: " + ", ".join(names) + "."
+
+
+def missing_package(module: str, *, where: str) -> ConfigError:
+    """Error for a package that is not installed, naming the extra of robot-rl that brings it."""
+    from importlib.metadata import (  # slow to load, and needed by nobody who has everything
+        PackageNotFoundError,
+        requires,
+    )
+
+    package = module.partition(".")[0].replace("_", "-").lower()
+    pattern = re.compile(rf"{re.escape(package)}(-core)?\b[^;]*;\s*extra == ['\"]([\w-]+)['\"]", re.IGNORECASE)
+    try:
+        found = [m.group(2) for line in requires("robot-rl") or [] if (m := pattern.match(line.replace("_", "-")))]
+    except PackageNotFoundError:
+        found = []
+    install = f"pip install 'robot-rl[{found[0]}]'" if found else f"pip install {package}"
+    return ConfigError(where, expected=f"the package {module!r}", got="not installed", hint=f"Install it: {install}.")

@@ -1,5 +1,6 @@
 // Which view of robot and target is shown: the drawn one, the simulator's own picture, or both.
 const CHOICES = ["drawn", "rendered", "both"];
+const STALLED_MS = 3000; // nobody may drive by a picture that stands still
 const $ = (id) => document.getElementById(id);
 
 export class Views {
@@ -30,7 +31,9 @@ export class Views {
   }
 
   take(ageMs) {
-    const isThere = ageMs != null && Boolean(this.image.src);
+    const isStalled = ageMs != null && ageMs > STALLED_MS;
+    const isThere = ageMs != null && !isStalled && Boolean(this.image.src);
+    $("stalled").hidden = !isStalled;
     if (isThere !== this.isThere) { this.isThere = isThere; this.show(); }
     this.note.textContent = isThere ? `${ageMs < 300 ? "✓" : ageMs < 1000 ? "!" : "✕"} ${ageMs.toFixed(0)} ms old` : "";
     this.note.className = ageMs < 300 ? "ok" : ageMs < 1000 ? "warn" : "bad";

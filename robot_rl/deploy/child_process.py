@@ -92,6 +92,10 @@ class Child:
                 return message
         return None
 
+    def hang_up(self) -> None:
+        """Ask it to end by closing the socket, without waiting for it; `close` has to follow."""
+        self._socket.close()
+
     def close(self, *, grace_s: float = 2.0) -> None:
         """Ask it to end by closing the socket; kill it after `grace_s`. Also twice."""
         self._socket.close()

@@ -42,7 +42,7 @@ class ClientTimes:
         answer_s: for the answer to one request.
         ping_every_s, ping_timeout_s: a server that answers no ping for so long is gone.
         give_up_s: a server without an answer for so long will not come back: the error is no longer NoAnswerError, and a robot
-            that holds meanwhile is stopped.
+            that holds meanwhile is stopped. Only time in which it was asked counts, not that between two episodes.
     """
 
     connect_s: float = 10.0
@@ -74,7 +74,7 @@ class PolicyClient:
         self.uri, self._api_key, self._times = uri, api_key, times or ClientTimes()
         self.reconnects = self._requests = 0
         self._connection: Any = None
-        self._away_since_s: float | None = None
+        self._away_s = 0.0  # waited in vain since the last answer
         self._hello: dict[str, Any] = {}
         self._hello = self._connect()
         hello = self._hello
@@ -132,13 +132,13 @@ class PolicyClient:
         try:
             answer = self._tried(message)
         except NoAnswerError as error:
-            since_s = self._away_since_s = now_s if self._away_since_s is None else self._away_since_s
-            if time.monotonic() - since_s < self._times.give_up_s:
+            self._away_s += time.monotonic() - now_s
+            if self._away_s < self._times.give_up_s:
                 raise
             raise DeployError(
                 error.where, expected=f"an answer within {self._times.give_up_s:g} s", got=f"none: {error.got}", hint=error.hint
             ) from error  # fmt: skip
-        self._away_since_s = None
+        self._away_s = 0.0
         return answer
 
     def _tried(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class PolicyClient:
 
     def _reconnect(self) -> None:
         self.reconnects += 1
-        if self._away_since_s is None:
+        if self._away_s == 0.0:
             log.warning(
                 "%s: connecting again, for the %d. time; the server begins a new episode", self.uri, self.reconnects
             )

@@ -22,6 +22,7 @@ from robot_rl.deploy.inference import PolicyRunner
 from robot_rl.deploy.loop_checks import actions_every, fresh_reading, require_fits, streams_of
 from robot_rl.deploy.loop_parts import LoopConfig, LoopParts, Targets, interrupts
 from robot_rl.deploy.loop_summary import EpisodeSummary, Tally
+from robot_rl.deploy.policy_words import hello
 from robot_rl.deploy.realtime import as_text, realtime
 from robot_rl.deploy.reasons import names_of
 from robot_rl.deploy.robot_card import RobotCard
@@ -67,7 +68,7 @@ class ControlLoop:
             RobotRlError: any of it fails; the robot has not moved, and everything is closed.
         """
         try:
-            info = self._policy.start()
+            info = self._info = self._policy.start()
             self._robot.connect()
             card, config = self._robot.card, self.config
             require_fits(info, self._robot.spec, card)
@@ -149,7 +150,7 @@ class ControlLoop:
         age = self._ages.judge(reading, now_s)
         may_move = not (age.is_stale or self._ending or safety.latched)
         self._decisions.update(slot, reading, may_ask=may_move)
-        due = self._decisions.due(slot) if may_move and not safety.latched else None
+        due = None if self._ending or safety.latched else self._decisions.due(slot, is_stale=age.is_stale)
         target = self._target(due, reading)
         goal = None if target is None or safety.latched else target.goal
         why = Reason.stale if age.is_stale else self._why_nothing(slot) if may_move and due is None else Reason.none
@@ -244,10 +245,14 @@ class ControlLoop:
         """A person allows motion again; a policy that died is started and warm before this returns.
 
         Raises:
-            RobotRlError: the robot moves, is outside its limits, tells nothing new, or the policy does not start.
+            RobotRlError: the robot moves, is outside its limits, tells nothing new, or the policy does not start, or another
+                one does.
         """
-        if self._policy.failure:
-            self._policy.start()
+        if hello(self._policy.start()) != hello(self._info):  # at once where it runs already
+            raise DeployError(
+                "release", expected="the policy that the loop was brought up with", got="one of another spec, horizon or history",
+                hint="Another one is behind its name now; the robot stays stopped. Start the loop anew.",
+            )  # fmt: skip
         moving = fresh_reading(self._robot, self._ages, clock=self.parts.clock).velocity
         if moving is not None and not np.abs(moving).max() < MOVING:
             raise DeployError(

@@ -96,7 +96,8 @@ class Decisions:
 
     def begin(self, *, seed: int) -> None:
         """A new episode: nothing is due, and what is still being answered will be dropped."""
-        self._seed, self._newest_index, self._counted = seed, -1, -1
+        self._seed, self._newest_index, self._counted, self._pushed = seed, -1, -1, -1
+        self._has_followed = False  # whether an answer of this episode was handed over to
         self._open, self._answered, self._asked_index = 0, -1, 0  # request and its action period; 0: none is open
         self._waiting: np.ndarray | None = None  # an answer that is handed over to at the next action period
         self._wanted_s, self._asked_s = math.inf, math.nan
@@ -129,8 +130,11 @@ class Decisions:
         # was sent last would move on twice in it.
         if is_new or self._player.due(index) is None or (self._may_change and index == self._asked_index):
             self._hand_over(index)
-        if not may_ask or not is_new or self._policy.failure:
+        # One frame a period: its first slot's, or where that was stale and nothing is played that could change in it, a later one's.
+        is_frame_due = is_new or (index != self._pushed and self._player.due(index) is None)
+        if not may_ask or not is_frame_due or self._policy.failure:
             return
+        self._pushed = index
         self._wanted_s = min(self._wanted_s, slot.due_s)
         try:
             self._history.push(reading)
@@ -155,9 +159,10 @@ class Decisions:
         self._policy.ask(self._requests, self._history.observation(), episode_seed=self._seed, decision=self.requests)
         self.requests += 1
 
-    def due(self, slot: Slot) -> DueAction | None:
-        """The action of this slot."""
-        due = self._player.due(self._newest_index)
+    def due(self, slot: Slot, *, is_stale: bool = False) -> DueAction | None:
+        """The action of this slot; None where the robot holds, as it does on a stale reading."""
+        due = None if is_stale else self._player.due(self._newest_index)
+        self._player.went(is_held=due is None)
         if self._newest_index != self._counted:
             self._counted = self._newest_index
             self._player.count(is_held=due is None)
@@ -230,7 +235,9 @@ class Decisions:
             return
         self._followed_capture_s = self._asked_capture_s
         self._recent.append(index - self._asked_index)
-        self.delays.append(index - self._asked_index)
+        if self._has_followed:  # as in an evaluation the first one, for which the robot stood, is no delay
+            self.delays.append(index - self._asked_index)
+        self._has_followed = True
 
 
 def _player_of(info: PolicyInfo, timing: Timing) -> tuple[ChunkPlayer, int]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.arrays import Array, Float32, Float64
+from robot_rl.deploy.chunk_weights import continuation_weights, ensembled
 from robot_rl.deploy.chunking import ChunkFollower, DueAction
 from robot_rl.errors import ConfigError
 from robot_rl.specs import ActionKind, EnvSpec
@@ -80,6 +81,11 @@ def question_interval(kind: Execution, rule: ChunkRule, *, delay: int, horizon: 
             got=kind.value,
             hint="Only those hand over on time.",
         )
+    for name, owner in (("decay", Execution.ensemble), ("guidance", Execution.rtc)):
+        if kind is not owner and getattr(rule, name) != getattr(ChunkRule, name):
+            raise ConfigError(
+                f"chunks.{name}", expected=f"execution={owner.value}", got=kind.value, hint=f"Leave chunks.{name} out."
+            )
     if kind is Execution.ensemble:
         interval, most = 1 if given is None else given, horizon - delay
     elif kind is Execution.sync or kind is Execution.naive:
@@ -177,6 +183,7 @@ class ChunkPlayer:
         self._before: _Chunk | None = None
         self._taken_at, self._next_question, self._is_first = 0, 0, True
         self._all: list[_Chunk] = []
+        self._has_held, self._expected = False, 0
 
     @property
     def is_asked(self) -> bool:
@@ -195,11 +202,14 @@ class ChunkPlayer:
             expected: steps that the answer may take: the next question comes sooner where the chunk would be over before
                 its answer. Not where the rule has an `every`.
         """
-        interval = self._interval
-        if self._kind in (Execution.asynchronous, Execution.rtc) and self._rule.every is None:
-            interval = max(min(interval, self._usable - expected), 1)
-        self._asked_at, self._next_question = step, step + interval
+        self._asked_at, self._expected = step, expected
+        self._next_question = step + self._interval_for(expected)
         self.counts.questions += 1
+
+    def _interval_for(self, expected: int) -> int:
+        if self._kind not in (Execution.asynchronous, Execution.rtc) or self._rule.every is not None:
+            return self._interval
+        return max(min(self._interval, self._usable - expected), 1)
 
     def lost(self) -> None:
         """There will be no answer to the open question."""
@@ -222,16 +232,24 @@ class ChunkPlayer:
             return False
         has_waited = self._is_first or self._kind is Execution.sync  # the robot stood still
         if has_waited:
-            self._next_question = step + self._interval
+            self._next_question = step + self._interval_for(max(self._expected, step - asked))
         starts_now = has_waited or self._kind is Execution.naive
         self._requests = self._requests + 1 if request is None else request
         chunk, self._is_first = _Chunk(actions, step if starts_now else asked, self._requests), False
+        old = None if self._has_held else self._current
         if self._kind is Execution.ensemble:
-            self._all.append(chunk)
+            self._all = [chunk] if self._has_held else [*self._all, chunk]
         elif not self._follower.take(actions, request=chunk.request, start_s=float(chunk.start), now_s=float(step)):
             return False
-        self._before, self._current, self._taken_at = self._current, chunk, step
+        self._before, self._current, self._taken_at, self._has_held = old, chunk, step, False
         return True
+
+    def went(self, *, is_held: bool) -> None:
+        """Whether the robot just played what was due or held. Behind a hold it is not where its chunks had it go.
+
+        A chunk that comes then is not averaged with, blended with or continued from those of before.
+        """
+        self._has_held = is_held
 
     def continuation(self, step: int, *, expected: int) -> tuple[Float32[Array, "Tp A"], Float64[Array, " Tp"]] | None:
         """What a chunk that is asked for at `step` is to continue, with `continuation_weights`; None: nothing is played.
@@ -249,7 +267,7 @@ class ChunkPlayer:
 
     def rest(self, step: int) -> tuple[Float32[Array, "Tp A"], int] | None:
         """What is planned from `step` on, its last action repeated, and how many actions of it are planned; None: nothing."""
-        if self._current is None or step - self._current.start >= self._usable:
+        if self._current is None or self._has_held or step - self._current.start >= self._usable:
             return None
         left = self._current.actions[step - self._current.start :]
         if not len(left):
@@ -257,10 +275,10 @@ class ChunkPlayer:
         padding = np.repeat(left[-1:], self._horizon - len(left), axis=0)
         return np.concatenate([left, padding]), len(left)
 
-    def ask(self, step: int, actions: Float32[Array, "Tp A"], *, delay: int) -> None:
+    def ask(self, step: int, actions: Float32[Array, "Tp A"], *, delay: int, expected: int = 0) -> None:
         """The answer to a question at `step`, which arrives `delay` steps later; at once in the first step of an episode."""
         arrives = step if self._is_first else step + delay
-        self.asked(step)
+        self.asked(step, expected=max(expected, delay) if self._is_first else expected)
         self._coming = (arrives, actions)
         self.collect(step)
 
@@ -274,6 +292,7 @@ class ChunkPlayer:
         """What is played at `step`, counted; None: nothing is due, so hold."""
         due = self.due(step)
         self.count(is_held=due is None)
+        self.went(is_held=due is None)
         return None if due is None else due.action
 
     def count(self, *, is_held: bool) -> None:
@@ -300,29 +319,6 @@ class ChunkPlayer:
         out: np.ndarray = (1 - share) * old.actions[step - old.start] + share * new
         out[self._discrete] = new[self._discrete]
         return out
-
-
-def ensembled(rows: Float32[Array, "E A"], decay: float) -> Float32[Array, " A"]:
-    """Weighted mean of the actions for one step, the oldest chunk's first: weights exp(-decay i)."""
-    weights = np.exp(-decay * np.arange(len(rows)))
-    return np.asarray(weights @ rows / weights.sum(), np.float32)
-
-
-def continuation_weights(*, committed: int, planned: int, horizon: int) -> Float64[Array, " Tp"]:
-    """How much each action of a new chunk is pulled to the old one (arXiv 2506.07339, equation 5).
-
-    1 for the `committed` ones, which will be played before the new chunk is there; then c (e^c - 1) / (e - 1) with c falling
-    linearly to 0 at `planned`; 0 behind the `planned` ones.
-
-    Args:
-        committed: d, actions that are played while the policy computes.
-        planned: actions that the old chunk still has.
-        horizon: Tp.
-    """
-    index = np.arange(horizon, dtype=np.float64)
-    c = np.clip((planned - index) / (planned - committed + 1), 0, 1)
-    soft = c * np.expm1(c) / np.expm1(1)
-    return np.where(index >= planned, 0.0, np.where(index < committed, 1.0, soft))
 
 
 def delay_steps(latency_ms: float, control_hz: float) -> int:

@@ -130,7 +130,7 @@ class ContinuingRunner(PolicyRunner, Protocol):
     """One whose policy may continue the chunk that is being played; PolicyInfo says whether it does."""
 
     def continue_from(self, actions: Float32[Array, "Tp A"], weights: Float64[Array, " Tp"]) -> None:
-        """Before `ask`: what the answer is pulled to, for one request; see execution.continuation_weights."""
+        """Before `ask`: what the answer is pulled to, for one request; see chunk_weights.continuation_weights."""
         ...
 
 

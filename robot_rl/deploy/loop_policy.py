@@ -35,7 +35,8 @@ def source_of(
 
     Raises:
         PolicyError: none of them.
-        ConfigError: a runtime for what is no file.
+        ConfigError: a runtime for what is no file, threads for a server, waits for what is none, or a provider for another
+            runtime than onnxruntime.
     """
     is_served = policy.startswith(("ws://", "wss://"))
     is_checkpoint = not is_served and loop.execution is Execution.rtc and exported_file(policy) is None and bool(policy)
@@ -43,6 +44,18 @@ def source_of(
         raise ConfigError(
             f"runtime={runtime.value}", expected="none for a server or a checkpoint", got=f"policy={policy}",
             hint="Give it to `robot-rl serve`; a checkpoint runs in torch.",
+        )  # fmt: skip
+    if is_served and threads != 1:
+        raise ConfigError(
+            f"threads={threads}", expected="none for a server", got=f"policy={policy}", hint="The server has its own."
+        )
+    if not is_served and server != ROBOT_TIMES:
+        raise ConfigError(
+            "server", expected="policy=ws://host:port", got=f"policy={policy}", hint="Leave server.* out: nobody is waited for."
+        )  # fmt: skip
+    if runtime is not Runtime.onnx and provider != CPU_PROVIDER:
+        raise ConfigError(
+            f"provider={provider}", expected="runtime=onnx", got=f"runtime={runtime.value}", hint="It is one of onnxruntime."
         )  # fmt: skip
     if is_served:
         return PolicySource(target="robot_rl.deploy.client:open_client", config={"uri": policy, **asdict(server)})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.arrays import Array, Float32
-from robot_rl.errors import DeployError, PolicyError
+from robot_rl.errors import DeployError, PolicyError, RobotRlError, missing_package
 from robot_rl.specs import EnvSpec
 
 ANSWER = struct.Struct("<QdB")  # request, seconds in the policy, an outcome; behind all but FINE a text follows
@@ -65,10 +65,17 @@ def from_hello(plain: dict[str, Any]) -> PolicyInfo:
 def failed(error: Exception) -> bytes:
     """Instead of any reply: why there is none."""
     if isinstance(error, DeployError):
-        text = {"expected": error.expected, "got": error.got, "hint": error.hint}
-        return json.dumps({"error": {"where": error.where, **text}}).encode()
+        return failed_as(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return failed_as(missing_package(error.name, where="policy"))
     text = {"expected": "a policy that loads", "got": f"{type(error).__name__}: {error}"[:2000], "hint": "Correct it."}
     return json.dumps({"error": {"where": "policy", **text}}).encode()
+
+
+def failed_as(error: RobotRlError) -> bytes:
+    """The words of an error of ours."""
+    text = {"expected": error.expected, "got": error.got, "hint": error.hint}
+    return json.dumps({"error": {"where": error.where, **text}}).encode()
 
 
 def read_reply(message: bytes) -> dict[str, Any]:

@@ -28,7 +28,12 @@ class Smoothness:
         self._step_max, self._flips = 0.0, 0
 
     def add(self, action: Float32[Array, " A"] | None) -> None:
-        """The action of one action period; None: the robot held. Holds before the first action do not count."""
+        """The action of one action period; None: the robot held. Holds before the first action do not count.
+
+        Nor does an action that is not finite: it stops the robot and is never commanded.
+        """
+        if action is not None and not np.isfinite(action).all():
+            return
         if action is None:
             if self._last is None:
                 return

@@ -124,12 +124,16 @@ class RayEngine:
 
     def describe(self) -> dict[str, Any]:
         """See Engine; asked of the first worker, and everybody is ready then."""
-        first, *_others = [_opened(self._ray.get(worker.describe.remote())) for worker in self._workers]
+        first, *_others = self._descriptions()
         return {key: value for key, value in first.items() if key != "pid"}
 
     def process_ids(self) -> list[int]:
         """Of the workers, those of other machines too."""
-        return [int(_opened(answer)["pid"]) for answer in self._ray.get([w.describe.remote() for w in self._workers])]
+        return [int(each["pid"]) for each in self._descriptions()]
+
+    def _descriptions(self) -> list[dict[str, Any]]:
+        """Of all workers, which make their players at the same time."""
+        return [_opened(answer) for answer in self._ray.get([worker.describe.remote() for worker in self._workers])]
 
     def play(self, tasks: Iterable[Iterable[int]], on_episode: OnEpisode, *, is_done: Callable[[], bool]) -> None:
         """See Engine. Nothing is begun that is far ahead of what is written."""

@@ -37,6 +37,7 @@ from robot_rl.fitting.online_update import (
     improve,
     numbers_to_log,
 )
+from robot_rl.runs.adopted import require_trained_here
 from robot_rl.runs.checkpoint import flatten_optimizer, load_policy, restore_optimizer
 from robot_rl.runs.config import build
 from robot_rl.specs import EnvSpec
@@ -57,6 +58,8 @@ class GuidedDenoisingConfig:
         gamma, trace: discount per env step, lambda of GAE.
         ppo: of the policy; `anchor` is the teacher term's weight and comes from guidance.weight.
         value: of V.
+        final_kl_stop: where ppo.kl_stop goes as the teacher's weight goes to 0, if guidance.final_kl_stop says that it goes
+            anywhere: that number is of the Gaussian's KL, this one of the sum over the denoising steps.
         max_kl: nats a decision; an update that ends beyond it is undone, and the learning rate halved.
         sigma_min: noise floor of every denoising step while it learns: how it explores.
         train_encoder: an encoder with weights learns as well.
@@ -70,6 +73,7 @@ class GuidedDenoisingConfig:
     trace: float = 0.9
     ppo: OnlinePpoConfig = field(default_factory=lambda: OnlinePpoConfig(learning_rate=3e-4, batch_size=256))
     value: ValueConfig = field(default_factory=ValueConfig)
+    final_kl_stop: float = 0.3
     max_kl: float = 5.0
     sigma_min: float = 0.1
     train_encoder: bool = True
@@ -85,7 +89,7 @@ class GuidedDenoising:
         seed: of weights, exploration and the order of minibatches.
 
     Raises:
-        PolicyError: no diffusion policy with horizon 1, or one of another environment.
+        PolicyError: no diffusion policy with horizon 1, one of another environment, or pretrained weights that do not fit.
     """
 
     options = OPTIONS
@@ -93,7 +97,9 @@ class GuidedDenoising:
     def __init__(self, config: GuidedDenoisingConfig, *, spec: EnvSpec, device: str, seed: int) -> None:
         self.config = config
         torch.manual_seed(seed)
-        policy = _policy(config, spec).to(device).eval().with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)
+        begun = _policy(config, spec).to(device).eval()
+        self._deployed = begun.config.mode, begun.config.sigma_min
+        policy = begun.with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)
         for parameter in policy.encoder.parameters():
             parameter.requires_grad_(config.train_encoder and parameter.requires_grad)
         self._encoder_learns = any(parameter.requires_grad for parameter in policy.encoder.parameters())
@@ -111,6 +117,12 @@ class GuidedDenoising:
     def policy(self) -> Any:
         """What it has learned so far, in mode eta1."""
         return self.learner.policy
+
+    @property
+    def deployed(self) -> Any:
+        """The policy as it is saved: in the mode and with the noise floor of `policy` or `start`, not those it explores with."""
+        mode, sigma_min = self._deployed
+        return self.policy.with_mode(mode, sigma_min=sigma_min)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -173,7 +185,8 @@ class GuidedDenoising:
         rate = self._shrunk * lowered(config.ppo.learning_rate, guidance.final_learning_rate, share=share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        ppo = replace(config.ppo, anchor=0.0, kl_stop=lowered(config.ppo.kl_stop, guidance.final_kl_stop, share=share))
+        final = None if guidance.final_kl_stop is None else config.final_kl_stop
+        ppo = replace(config.ppo, anchor=0.0, kl_stop=lowered(config.ppo.kl_stop, final, share=share))
         update = UpdateConfig(config.gamma, config.trace, ppo, config.value, config.max_kl, self._encoder_learns)
         term = None
         if labels is not None and weight > 0:
@@ -228,7 +241,8 @@ def _joined(rows: list[tuple[Any, ...]]) -> DenoisingRollout:
 def _policy(config: GuidedDenoisingConfig, spec: EnvSpec) -> Any:
     """The policy to begin with, checked."""
     if config.start:
-        policy, found, _ = load_policy(config.start)
+        policy, found, saved = load_policy(config.start)
+        require_trained_here(saved, where=config.start)
         if found != spec:
             raise PolicyError(
                 config.start, expected=f"a policy of {spec.env_id} as it is configured here", got=found.env_id,
@@ -244,4 +258,6 @@ def _policy(config: GuidedDenoisingConfig, spec: EnvSpec) -> Any:
             where, expected="horizon 1: a teacher says what to do now, not a chunk", got=f"horizon {policy.config.horizon}",
             hint="policy=mlp_single has it.",
         )  # fmt: skip
+    if not config.start and hasattr(policy, "load_pretrained"):
+        policy.load_pretrained()
     return policy

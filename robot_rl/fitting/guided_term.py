@@ -51,7 +51,9 @@ class TeacherTerm:
     ) -> None:  # fmt: skip
         self._learner, self._rollout, self._batch, self._update = learner, rollout, rollout.decisions, update
         device = self._batch.feature.device
-        self._teacher = by_env(labels.teacher[:, 0].to(device))
+        policy = learner.policy
+        # What the environment would have played of it: a student that followed it further would leave the normaliser's range.
+        self._teacher = by_env(labels.teacher[:, 0].to(device)).clamp(policy.action_low, policy.action_high)
         asked = by_env(labels.asked[:, 0].to(device))
         self._losses: list[float] = []
         self._helps: dict[str, float] = {}
@@ -98,8 +100,7 @@ class TeacherTerm:
             good: torch.Tensor = segments >= floor
             return good
         policy, scaled = self._learner.policy, scale_advantage(advantage, rule=config.ppo.advantage)
-        teacher = self._teacher.clamp(policy.action_low, policy.action_high)
-        gain = teacher_slope(policy, batch, policy.normalizer.apply("action", teacher), scaled)
+        gain = teacher_slope(policy, batch, policy.normalizer.apply("action", self._teacher), scaled)
         self._helps = {"helps": float(helps(gain[asked], z=guidance.gate_z))}
         return gain > 0
 

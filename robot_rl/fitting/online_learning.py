@@ -21,6 +21,7 @@ from robot_rl.fitting.on_policy import OnPolicyBatch
 from robot_rl.fitting.online_state import OnlineState
 from robot_rl.fitting.online_update import Learner, OnlinePpoConfig, UpdateConfig, ValueConfig, improve, numbers_to_log
 from robot_rl.fitting.student import JointStudent, StudentConfig
+from robot_rl.runs.adopted import require_trained_here
 from robot_rl.runs.checkpoint import latest_checkpoint, load_checkpoint, load_policy, save_checkpoint
 from robot_rl.runs.config import build
 from robot_rl.runs.metrics import MetricsWriter
@@ -177,6 +178,7 @@ def start_learning(config: LearningConfig, run: Path) -> tuple[OnlineState, dict
     """
     device = pick_device(config.device)
     loaded, spec, saved = load_policy(Path(config.policy), device=str(device))
+    require_trained_here(saved, where=config.policy)
     if not isinstance(loaded, DenoisingPolicy):
         raise PolicyError(
             config.policy, expected="a policy with denoising steps (a run of imitate, offline or distill_onestep)",

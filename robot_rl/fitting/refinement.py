@@ -40,6 +40,11 @@ class Student(Protocol):
         ...
 
     @property
+    def deployed(self) -> Any:
+        """The same as whoever loads a checkpoint plays it."""
+        ...
+
+    @property
     def optimizer(self) -> torch.optim.Optimizer:
         """Of the policy."""
         ...

@@ -18,6 +18,7 @@ from robot_rl.specs import EnvSpec
 
 DECLARATION = "robot_rl.json"
 FORMAT = "robot-rl adopted policy 1"
+_TAKEN_BY = "evaluate, export, rti tune and serve take it; no stage trains it."
 
 
 class Declared(dict[str, Any]):
@@ -27,8 +28,24 @@ class Declared(dict[str, Any]):
         """Raises PolicyError."""
         raise PolicyError(
             f"{key} of an adopted policy", expected="a policy that was trained here", got="one of another project",
-            hint="evaluate, export, rti tune and serve take it; no stage trains it.",
+            hint=_TAKEN_BY,
         )  # fmt: skip
+
+
+def require_trained_here(saved: Any, *, where: str) -> None:
+    """Refuse an adopted policy before a stage trains it.
+
+    Args:
+        saved: the Checkpoint that load_policy returned.
+        where: who gave it, for the error.
+
+    Raises:
+        PolicyError: it is one of another project.
+    """
+    if isinstance(saved.documents, Declared):
+        raise PolicyError(
+            where, expected="a policy that was trained here", got="an adopted policy of another project", hint=_TAKEN_BY
+        )
 
 
 def is_adopted(folder: Path) -> bool:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from robot_rl.errors import ConfigError, closest
+from robot_rl.errors import ConfigError, closest, missing_package
 from robot_rl.runs.composition import compose_config
 
 T = TypeVar("T")
@@ -278,18 +276,6 @@ def _config_class(target: Callable[..., Any], dotted: str, where: str) -> type:
             hint="Write `def __init__(self, config: MyConfig, ...)` with a frozen dataclass MyConfig.",
         )  # fmt: skip
     return kind
-
-
-def missing_package(module: str, *, where: str) -> ConfigError:
-    """Error for a package that is not installed, naming the extra of robot-rl that brings it."""
-    package = module.partition(".")[0].replace("_", "-").lower()
-    pattern = re.compile(rf"{re.escape(package)}(-core)?\b[^;]*;\s*extra == ['\"]([\w-]+)['\"]", re.IGNORECASE)
-    try:
-        found = [m.group(2) for line in requires("robot-rl") or [] if (m := pattern.match(line.replace("_", "-")))]
-    except PackageNotFoundError:
-        found = []
-    install = f"pip install 'robot-rl[{found[0]}]'" if found else f"pip install {package}"
-    return ConfigError(where, expected=f"the package {module!r}", got="not installed", hint=f"Install it: {install}.")
 
 
 def config_to_json(config: Any) -> Any:

@@ -25,7 +25,7 @@ from robot_rl.deploy.loop_policy import policy_file
 from robot_rl.deploy.robot_card import load_robot_card
 from robot_rl.deploy.schedule import MonotonicClock
 from robot_rl.errors import ConfigError
-from robot_rl.runs.config import build
+from robot_rl.runs.config import build, takes
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.specs import EnvSpec
 from robot_rl.teleop.clutch import Clutch
@@ -152,7 +152,8 @@ def robot_of(config: Any, *, spec: EnvSpec | None = None) -> Robot:
 
     Args:
         config: a collect.CollectConfig.
-        spec: of a policy that shall drive it: the robot is told its actions, and shows what it looks at. None: its own.
+        spec: of a policy that shall drive it: a robot that takes a spec is told its actions, and shows what it looks at. None:
+            its own.
 
     Raises:
         RobotRlError: one of them is wrong.
@@ -164,7 +165,8 @@ def robot_of(config: Any, *, spec: EnvSpec | None = None) -> Robot:
     if "env" in part and "options" in part:
         # A robot that is a simulated scene: that of `env`, with what the driver says of it.
         part["options"] = {**config.env, **part["options"]}
-    robot: Robot = build(part, card=card) if spec is None else build(part, card=card, spec=spec)
+    told = {"spec": spec} if spec is not None and takes(part, "spec") else {}
+    robot: Robot = build(part, card=card, **told)
     if hasattr(robot, "time_limit"):
         # A task's step limit is for policies; people are slower.
         robot.time_limit = False
@@ -202,8 +204,13 @@ def _scene(config: Any, robot: Any) -> Any:
 def _facts_of(config: Any, robot: Any, panel: Any, undo: ExitStack) -> Any:
     """What a simulated robot shows beside its reading, where it does, and a picture of it where the panel has viewers."""
     shown = getattr(robot, "shown", None)
-    if shown is None or not config.driver.get("view"):
+    if not config.driver.get("view"):
         return shown
+    if shown is None:
+        raise ConfigError(
+            "driver.view", expected="a robot that says where everything is (shown), as a simulated one", got=type(robot).__name__,
+            hint="driver.view=null: the drawn view stays.",
+        )  # fmt: skip
     view = build(config.driver["view"], robot=robot)
     undo.callback(view.close)
     return lambda reading: shown(reading) | view.shown(time.monotonic(), is_watched=getattr(panel, "viewers", 0) > 0)

@@ -115,7 +115,7 @@ class DeployConfig:
     threads: int = 1
     execution: Execution = Execution.asynchronous
     chunks: ChunkRule = field(default_factory=ChunkRule)
-    server: ClientTimes = ROBOT_TIMES
+    server: ClientTimes = field(default_factory=lambda: ROBOT_TIMES)
     seed: int = 0
     run_root: str = "runs"
     resume: str | None = None
@@ -179,12 +179,21 @@ def _summary_at_the_end(
 ) -> Iterator[None]:
     """Write summary.json of the episodes there are, also after a stop or Ctrl-C."""
     began = facts.pop("began")
+
+    def write() -> None:
+        if rows:
+            told = facts | {"first_seed": rows[0]["seed"], "seconds": time.monotonic() - began}
+            run.write_json("summary.json", summarize(rows, steps) | told)
+
     try:
         yield
-    finally:
-        if rows:
-            facts = facts | {"first_seed": rows[0]["seed"], "seconds": time.monotonic() - began}
-            run.write_json("summary.json", summarize(rows, steps) | facts)
+    except BaseException:
+        try:
+            write()
+        except Exception:  # why the run ended, and its exit code, count for more
+            log.exception("summary.json was not written")
+        raise
+    write()
 
 
 def require_same(policy: EnvSpec, robot: EnvSpec, card: RobotCard, *, where: str) -> None:

@@ -62,6 +62,7 @@ from robot_rl.fitting.proposals import (
 )
 from robot_rl.fitting.round_data import RoundData, RoundFits, fit_round, load_round
 from robot_rl.rollout import EpisodeRecord, PolicyActor, rollout, summarize
+from robot_rl.runs.adopted import require_trained_here
 from robot_rl.runs.checkpoint import load_policy, save_checkpoint
 from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
@@ -155,6 +156,7 @@ def run(config: OfflineConfig, run: RunDirectory) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     policy, spec, saved = load_policy(Path(config.policy), device=str(device))
+    require_trained_here(saved, where=config.policy)
     check_is_diffusion(policy, config.policy, hint="Improve the head's teacher, then distil again.")
     incumbent = policy.eval().with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)
     checked = require_trainable(config.datasets, ignore=config.ignore_checks)

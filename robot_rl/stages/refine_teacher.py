@@ -302,7 +302,7 @@ def _flat(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _save(run: RunDirectory, state: Refinement) -> None:
-    policy = state.student.policy
+    policy = state.student.deployed
     target = f"{type(policy).__module__}.{type(policy).__qualname__}"
     documents = {
         "policy": {"_target_": target, "config": policy.config.to_json()},

@@ -48,7 +48,13 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(
             str(target), expected="no declaration yet", got="one", hint="Give --overwrite to write another."
         )
-    component = {"_target_": LOADERS[kind], "names": dict(asked.name), "num_steps": asked.steps, "mode": asked.mode}
+    names = dict(asked.name)
+    if len(names) < len(asked.name):
+        raise ConfigError(
+            "adopt --name", expected="every input once", got=" ".join(f"{theirs}={ours}" for theirs, ours in asked.name),
+            hint="Leave one of the two out.",
+        )  # fmt: skip
+    component = {"_target_": LOADERS[kind], "names": names, "num_steps": asked.steps, "mode": asked.mode}
     before = target.read_bytes() if target.exists() else None
     declare(asked.folder, component, _spec(asked))
     try:

@@ -74,6 +74,13 @@ def _sabotage(
             "judge sabotage", expected=f"key=value words, and --runs a multiple of {kinds} (kinds of sabotage)",
             got=f"words {list(paths)}, --runs {asked.runs}", hint="Use --runs 20.",
         )  # fmt: skip
+    if EngineKind(asked.engine) is not EngineKind.local:
+        raise ConfigError(
+            "judge sabotage --engine",
+            expected="local",
+            got=asked.engine,
+            hint="Only judge calibrate has another engine.",
+        )
     seeds = range(asked.seed, asked.seed + asked.runs // kinds)
     with tempfile.TemporaryDirectory() as temporary:
         document = judge_sabotage.study(

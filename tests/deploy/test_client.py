@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ pytest.importorskip("msgpack")
 from served_policy import FAIL, SLOW, ServedPolicy, answer
 
 from robot_rl.contracts import Policy
+from robot_rl.deploy import client as client_module
 from robot_rl.deploy import wire
 from robot_rl.deploy.client import ClientTimes, PolicyClient, open_client
 from robot_rl.deploy.inference import PolicySource, ProcessPolicy
@@ -170,6 +172,29 @@ def test_keys_sizes_and_addresses(server: PolicyServer) -> None:
         PolicyClient("http://127.0.0.1")
     with pytest.raises(DeployError, match="uri, and connect_s, answer_s"):
         open_client({"url": uri(server)})
+
+
+def test_time_in_which_nobody_asked_does_not_count_as_away(
+    server: PolicyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try takes 1 s; between the first two a scene is reset for 100 s."""
+    now_s = 0.0
+
+    def tried(message: dict[str, Any]) -> dict[str, Any]:
+        nonlocal now_s
+        now_s += 1.0
+        raise NoAnswerError("server", expected="an answer", got="none", hint="Wait.")
+
+    one = PolicyClient(uri(server), times=ClientTimes(give_up_s=2.5))
+    monkeypatch.setattr(client_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(one, "_tried", tried)
+    for rest_s in (100.0, 0.0):
+        with pytest.raises(NoAnswerError):
+            ask(one)
+        now_s += rest_s
+    with pytest.raises(DeployError, match=r"an answer within 2\.5 s") as caught:
+        ask(one)
+    assert not isinstance(caught.value, NoAnswerError)
 
 
 Answer = Callable[[Any], None]

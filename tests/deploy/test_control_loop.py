@@ -248,6 +248,7 @@ def test_what_a_policy_can_do_wrong_stops_the_robot(policy: dict[str, Any], reas
     assert (summary.ended_by, summary.reasons) == ("stop", reason)
     assert hold_begins_s(bench, reason) == pytest.approx((1 + 8) * PERIOD_S)  # in the slot of the third question
     assert bench.is_within_limits()
+    assert all(math.isfinite(value) for value in summary.counts["smoothness"].values())
 
 
 def test_actions_a_thousand_times_too_large_are_bent_and_counted() -> None:
@@ -274,6 +275,20 @@ def test_a_policy_that_dies_stops_the_robot_in_the_next_slot_and_is_started_agai
     bench.loop.release()
     bench.act = lambda record: None
     assert bench.loop.run_episode(max_steps=5).ended_by == "time_limit"
+
+
+def test_a_release_with_another_policy_behind_its_name_is_refused() -> None:
+    bench = Bench()
+    bench.act = lambda record: bench.loop.stop() if record.slot == 5 else None
+    bench.loop.run_episode(max_steps=60)
+    was, bench.policy.spec = bench.policy.spec, replace(bench.policy.spec, control_hz=25.0)
+    for _ in range(2):
+        with pytest.raises(DeployError, match="the policy that the loop was brought up with"):
+            bench.loop.release()
+        assert bench.loop.latched
+    bench.policy.spec = was
+    bench.loop.release()
+    assert not bench.loop.latched
 
 
 def test_stop_brakes_holds_and_waits_for_a_person() -> None:

@@ -7,13 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from robot_rl.deploy.chunk_weights import continuation_weights, ensembled
 from robot_rl.deploy.execution import (
     ChunkPlayer,
     ChunkRule,
     Execution,
-    continuation_weights,
     delay_steps,
-    ensembled,
     question_interval,
 )
 from robot_rl.errors import ConfigError
@@ -159,3 +158,24 @@ def test_delay_in_steps(ms: float, hz: float, steps: int) -> None:
 def test_numbers_out_of_range(rule: ChunkRule) -> None:
     with pytest.raises(ConfigError, match="chunks"):
         question_interval(Execution.asynchronous, rule, delay=0, horizon=H, execute=TA)
+
+
+def test_an_ensemble_behind_a_hold_averages_nothing_from_before_it() -> None:
+    """Absolute actions of 0.01 a step; no answers in steps 10 to 27, so that it holds at 0.18 from step 19 on."""
+    player = ChunkPlayer(Execution.ensemble, ChunkRule(), interval=1, horizon=32, usable=10)
+    played = []
+    for step in range(30):
+        if step < 10 or step >= 28:
+            player.asked(step)
+            player.take(step, np.float32(0.01 * (step if step < 10 else step - 9) + 0.01 * np.arange(32))[:, None])
+        action = player.action(step)
+        played.append(None if action is None else float(action[0]))
+    assert played[19:28] == [HELD] * 9
+    assert played[28:] == pytest.approx([0.19, 0.20])
+
+
+@pytest.mark.parametrize(("rule", "kind"), [(ChunkRule(decay=0.2), "ensemble"), (ChunkRule(guidance=2.0), "rtc")])
+def test_numbers_of_another_execution_are_refused(rule: ChunkRule, kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"expected execution={kind}, got async"):
+        question_interval(Execution.asynchronous, rule, delay=0, horizon=H, execute=TA)
+    question_interval(Execution(kind), rule, delay=0, horizon=H, execute=TA)

@@ -16,6 +16,7 @@ import pytest
 from small_robot import HERE, SmallPolicy, small_spec
 
 from robot_rl.deploy.inference import Answer, PolicyRunner, PolicySource, ProcessPolicy, SameThreadPolicy, load_policy
+from robot_rl.deploy.policy_words import failed, read_reply
 from robot_rl.deploy.schedule import ManualClock
 from robot_rl.errors import DeployError
 from robot_rl.types import Observation
@@ -246,3 +247,8 @@ def test_an_exported_policy_runs_in_a_process_with_numpy_alone(path: Path) -> No
         assert "torch" not in maps
     finally:
         runner.close()
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra() -> None:
+    with pytest.raises(DeployError, match=r"(?s)the package 'openvino', got not installed.*robot-rl\[openvino\]"):
+        read_reply(failed(ModuleNotFoundError("No module named 'openvino'", name="openvino")))

@@ -127,6 +127,7 @@ def test_a_robot_plays_what_an_evaluation_with_this_latency_plays(kind: Executio
     assert summary.counts["unanswered"] == summary.counts["dropped"] == 0
 
 
+@pytest.mark.parametrize(("first", "most"), [(0, 6), (5, 10)])
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [
@@ -135,16 +136,16 @@ def test_a_robot_plays_what_an_evaluation_with_this_latency_plays(kind: Executio
     ],
 )
 def test_measured_delays_that_vary_are_those_of_an_evaluation(
-    kind: Execution, rule: ChunkRule, monkeypatch: pytest.MonkeyPatch
+    kind: Execution, rule: ChunkRule, first: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The evaluation's stop watch tells the same delays; rtc expects the largest of the last ten of them."""
-    delays = [0, *np.random.default_rng(3).integers(0, 6, 60).tolist()]
+    """The evaluation's stop watch tells the same delays; async and rtc expect the largest of the last ten of them."""
+    delays = [first, *np.random.default_rng(3).integers(0, most, 60).tolist()]
     seconds = [max(delay / HZ - 0.001, 0.0) for delay in delays]
     play = Play(kind, lambda request: seconds[request - 1], rule=rule)
     play.run()
     ticks = iter([tick for taken in seconds for tick in (0.0, taken)])
     monkeypatch.setattr(chunk_execution, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    require_same(play.played()[:STEPS], evaluated(sim(kind, rule, None), STEPS))
+    require_same(play.played()[first:STEPS], evaluated(sim(kind, rule, None), STEPS - first))
 
 
 def test_the_robot_commands_less_jerk_with_a_blend() -> None:
@@ -354,3 +355,45 @@ def test_rotations_that_have_no_mean_are_refused(
         return
     with pytest.raises(ConfigError, match="may be averaged"):
         require_blendable(spec, kind, rule)
+
+
+def missing(slots: range) -> tuple[Fault, ...]:
+    """No reading in these slots: the first one is a period behind the start."""
+    return (Fault(FaultKind.missing, (slots[0] + 0.5) / HZ, (slots[-1] + 1.5) / HZ),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        (Execution.asynchronous, ChunkRule(blend_steps=3)), (Execution.rtc, ChunkRule()),
+        (Execution.ensemble, ChunkRule()),
+    ],
+)  # fmt: skip
+def test_behind_a_stale_hold_nothing_of_the_old_plan_is_in_a_new_chunk(kind: Execution, rule: ChunkRule) -> None:
+    play = Play(kind, lambda request: 0.0, rule=rule, faults=missing(range(2, 9)))
+    told = play.run(12).counts["chunk_execution"]
+    assert [record.slot for record in play.records if record.reasons & Reason.stale] == list(range(2, 9))
+    first = play.records[9]
+    np.testing.assert_array_equal(first.action, chunk_of(first.request - 1)[0])
+    assert first.request == (3 if kind is Execution.ensemble else 2)
+    assert (told["steps"], told["held_steps"]) == (12, 7), "held steps are steps"
+
+
+def test_a_period_whose_first_slot_is_stale_is_asked_about_in_its_next() -> None:
+    """Five commands an action; at slot 20 the chunk is over and nothing can be read."""
+    spec = small_spec(hz=10.0)
+    play = Play(Execution.sync, lambda request: 0.0, spec=spec, faults=missing(range(20, 21)))
+    play.run(6)
+    assert [record.slot for record in play.records if record.reasons & Reason.stale] == [20]
+    assert [(record.slot, record.request) for record in play.records[19:22]] == [(19, 1), (20, -1), (21, 2)]
+
+
+def test_the_first_hand_over_forecasts_the_next_answer() -> None:
+    """Answers take 3 periods, and 4 + 2 actions of a chunk may be played: the second question comes 3 behind the first answer."""
+    summary = Play(Execution.asynchronous, lambda request: 0.059, late_s=0.04).run(20)
+    assert summary.counts["chunk_execution"]["held_steps"] == 3, "those before the first answer"
+
+
+def test_the_first_answer_is_no_delay() -> None:
+    play = Play(Execution.asynchronous, lambda request: 0.059 if request == 1 else 0.0)
+    assert play.run(20).counts["chunk_execution"]["delay_steps"]["max"] == 0

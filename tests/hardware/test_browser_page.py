@@ -586,6 +586,14 @@ def test_the_simulators_picture_is_chosen_beside_the_drawn_view(show: Callable[.
     page.click("#views [data-view=rendered]")
     session.extra["ages_ms"] = {"render": 1500.0}
     until(lambda: "✕ 1500 ms old" in page.inner_text("#render figcaption"), "too old")
+    assert not page.is_visible("#stalled")
+    session.extra["ages_ms"] = {"render": 3500.0}
+    until(
+        lambda: views_of(page) == (True, False) and page.is_visible("#stalled"),
+        "nobody drives by a picture that stands still",
+    )
+    session.extra["ages_ms"] = {"render": 40.0}
+    until(lambda: views_of(page) == (False, True) and not page.is_visible("#stalled"), "it moves again")
     session.extra |= {"pictures": {}, "ages_ms": {}}  # the renderer is gone
     until(lambda: views_of(page) == (True, False) and not page.is_visible("#views"), "the drawn view stays")
     assert "render" not in page.inner_text("#ages")

@@ -14,8 +14,9 @@ import pytest
 import slow_renderer
 from software_vulkan import software_icd
 
+from robot_rl.deploy.child_process import Child
 from robot_rl.deploy.schedule import ManualClock
-from robot_rl.errors import ConfigError
+from robot_rl.errors import ConfigError, DeployError
 from robot_rl.hardware import sim_render
 from robot_rl.hardware.sim_render import RenderedView, RenderedViewConfig
 from robot_rl.hardware.sim_robot import SimRobot, SimRobotConfig
@@ -116,7 +117,48 @@ def test_a_machine_that_can_not_draw_says_why(caplog: pytest.LogCaptureFixture) 
     assert "the drawn one stays" in caplog.text
 
 
+class Fallen(Child):
+    """A child that has failed and takes its time to end."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def receive(self, wait_s: float = 0.0) -> bytes:
+        return b'{"failure": "no renderer"}'
+
+    def hang_up(self) -> None:
+        self.asked.append("hang_up")
+
+    def close(self, *, grace_s: float = 2.0) -> None:
+        self.asked.append("close")
+
+
+def test_no_turn_of_a_loop_waits_for_the_end_of_a_renderer_that_failed() -> None:
+    view, child = RenderedView(SMALL, robot=Numbered()), Fallen()
+    view._child = child
+    assert [view.shown(0.0, is_watched=True) for _ in range(3)] == [{}] * 3
+    assert child.asked == ["hang_up"]
+    view.close()
+    assert child.asked == ["hang_up", "close"]
+
+
+@pytest.mark.parametrize("error", [OSError("no memory"), DeployError("x", expected="a process", got="none", hint="")])
+def test_a_renderer_that_can_not_be_started_has_failed(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_child(*_words: object, **_more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sim_render, "Child", no_child)
+    view = RenderedView(SMALL, robot=Numbered())
+    assert [view.shown(0.0, is_watched=True) for _ in range(3)] == [{}] * 3
+    assert caplog.text.count("no rendered view") == 1
+    view.close()
+
+
 def test_sizes_and_rates_that_are_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"driver\.view\.eye_m"):
+        RenderedViewConfig(eye_m=(0.6, 0.0, 2.0))  # straight above the target
     with pytest.raises(ConfigError, match=r"driver\.view\.hz"):
         RenderedViewConfig(hz=0.0)
     with pytest.raises(ConfigError, match=r"driver\.view\.width"):

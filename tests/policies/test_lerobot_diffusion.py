@@ -177,6 +177,17 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "half precision": (tensors("model.safetensors", lambda t: t.update({BIAS: t[BIAS].half()})), "expected float32"),
     "a pickle": (pickled("pytorch_model.bin", drop=True), "pickled: pytorch_model.bin. Pickled weights are never read"),
     "a pickle under another name": (pickled("model.safetensors", drop=False), "pickled under another name"),
+    "a horizon in quotes": (edit("config.json", horizon="8"), "config.json: horizon: expected a whole number"),
+    "a feature without a shape": (
+        edit("config.json", output_features={"action": {"type": "ACTION"}}), "output_features: expected features",
+    ),
+    "no groups": (edit("config.json", n_groups=0), "n_groups: expected a whole number"),
+    "no modes": (edit("config.json", normalization_mapping=None), "normalization_mapping: expected"),
+    "no steps of denoising": (edit("config.json", num_inference_steps=0), "num_inference_steps: expected .* or null, got 0"),
+    "a step without a configuration": (
+        edit("policy_preprocessor.json", steps=[{"registry_name": "normalizer_processor"}]), "config.eps of normalizer_processor",
+    ),
+    "no list of steps": (edit("policy_preprocessor.json", steps=3), "steps: expected a list"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "expected a safetensors file, got none"),
 }  # fmt: skip
 
@@ -257,6 +268,11 @@ def test_adopt_and_evaluate_with_and_without_rti(
     assert cli.main(adopt) == 1
     assert "'observation.state'" in capsys.readouterr().err
     assert not (folder / "robot_rl.json").exists()
+    named = [*adopt, "--name", "observation.state=proprio"]
+    assert cli.main([*named, "--name", "observation.state=state"]) == 2
+    assert "every input once" in capsys.readouterr().err
+    assert cli.main([*named, "--steps", "0"]) == 1
+    assert not (folder / "robot_rl.json").exists()
     assert cli.main([*adopt, "--name", "observation.state=proprio"]) == 0
     assert cli.main([*adopt, "--name", "observation.state=proprio"]) == 2  # there is one already
     assert "PointReach" in capsys.readouterr().out
@@ -266,6 +282,10 @@ def test_adopt_and_evaluate_with_and_without_rti(
     for train in (lambda: policy.one_step_student(1), lambda: checkpoint.documents["policy"]["config"]):
         with pytest.raises(PolicyError, match="trained here"):
             train()
+
+    for stage in (["offline", "datasets=[none.zarr]"], ["online", "env=point_reach"]):
+        assert cli.main([*stage, f"policy={folder}", "--track=none"]) == 1
+        assert "no stage trains it" in capsys.readouterr().err
 
     assert cli.main(play) == 0
     plain = json.loads(capsys.readouterr().out)["protocol"]["policy"]

@@ -162,6 +162,17 @@ def test_a_policy_that_sees_images_starts_warm_too() -> None:
     assert rti.counts.to_json() == {"warm": 2, "first": 2, "jump": 0, "full": 0}
 
 
+def test_a_policy_of_images_alone_starts_warm_and_never_jumps() -> None:
+    images = ImageEncoderConfig(width=8, num_stages=1, keypoints=2, size=4)
+    config = replace(CONFIG, observation_keys=("image/top",), encoder=EncoderConfig(images=images))
+    spec = replace(SPEC, observation={"image/top": ArraySpec("image/top", (8, 8, 3), "uint8")})
+    rti = WarmStartedPolicy(DiffusionPolicy(config, spec, Normalizer.identity({"action": SIZE})).eval(), WARM)
+    for shade in (0, 255):
+        image = torch.full((2, 1, 8, 8, 3), shade, dtype=torch.uint8)
+        rti.act(replace(observe(2), images={"top": image}), draw(rti, 2))
+    assert rti.counts.to_json() == {"warm": 2, "first": 2, "jump": 0, "full": 0}
+
+
 def test_refusals() -> None:
     policy = make()
     with pytest.raises(ConfigError, match="level=-1"):

@@ -221,7 +221,7 @@ def test_missing_package_names_the_extra(folder: Path) -> None:
     (folder.parent / "needs_sim.py").write_text("import mani_skill_absent_part\n")
     with pytest.raises(ConfigError, match="pip install mani-skill-absent-part"):
         validate_component({"_target_": "needs_sim.x"}, where="env")
-    from robot_rl.runs.config import missing_package
+    from robot_rl.errors import missing_package
 
     for module, extra in [
         ("mani_skill.envs", "sim"),

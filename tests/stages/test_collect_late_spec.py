@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from small_teleop import PlainClutch, PlainMapping
 
 from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.robot_card import RobotCard, load_robot_card
+from robot_rl.errors import ConfigError
 from robot_rl.hardware.mock_robot import MockRobot, MockRobotConfig
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.specs import EnvSpec
@@ -101,3 +103,23 @@ def test_a_policy_s_own_actions_are_recorded(tmp_path: Path, card: str) -> None:
     assert summary["stored"] == 1
     with EpisodeStore.open(tmp_path / "d.zarr") as store:
         assert store.spec.env_id == "Task of the policy"
+
+
+class CardOnly(MockRobot):
+    """A user's driver that says what it does itself."""
+
+    def __init__(self, config: MockRobotConfig, *, card: RobotCard) -> None:
+        super().__init__(replace(config, streams=("joints",)), card=card)
+
+
+def test_a_driver_that_takes_no_spec_is_told_none(card: str) -> None:
+    config = CollectConfig(robot=card, driver={"robot": {"_target_": f"{__name__}.CardOnly"}})
+    spec = replace(MockRobot(MockRobotConfig(streams=("joints",)), card=load_robot_card(card)).spec, env_id="Other")
+    assert collect_teleop.robot_of(config, spec=spec).spec.env_id != "Other"
+
+
+def test_a_rendered_view_of_a_robot_that_shows_nothing_is_refused() -> None:
+    config = CollectConfig(driver={"view": {"_target_": "not.asked"}})
+    with ExitStack() as undo, pytest.raises(ConfigError, match=r"driver\.view"):
+        collect_teleop._facts_of(config, object(), None, undo)
+    assert collect_teleop._facts_of(replace(config, driver={}), object(), None, ExitStack()) is None

@@ -14,7 +14,8 @@ import torch
 from scene_robot import CARD, panda_spec
 
 from robot_rl.data.normalizer import Normalizer
-from robot_rl.deploy.execution import ChunkRule, Execution, continuation_weights
+from robot_rl.deploy.chunk_weights import continuation_weights
+from robot_rl.deploy.execution import ChunkRule, Execution
 from robot_rl.deploy.loop_parts import LoopConfig
 from robot_rl.deploy.loop_policy import source_of
 from robot_rl.errors import DeployError, PolicyError

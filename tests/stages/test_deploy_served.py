@@ -27,15 +27,19 @@ from served_policy import ServedPolicy
 from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.client import ClientTimes
 from robot_rl.deploy.execution import Execution
+from robot_rl.deploy.loop_parts import LoopConfig
+from robot_rl.deploy.loop_policy import ROBOT_TIMES, source_of
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.deploy.safety import Reason
 from robot_rl.deploy.server import PolicyServer, ServerOptions
 from robot_rl.deploy.tensorrt_policy import Runtime
-from robot_rl.errors import ConfigError, DeployError, PolicyError
+from robot_rl.errors import ConfigError, DeployError, PolicyError, RunError
+from robot_rl.runs.config import load_config
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.stages import deploy
-from robot_rl.stages.deploy import DeployConfig
+from robot_rl.stages.deploy import DeployConfig, StoppedError
+from robot_rl.stages.deploy_summary import Steps
 
 PERIOD_S, LATE = 0.05, 4  # of the card: 20 Hz, 0.2 s
 SUPPORT = str(Path(__file__).resolve().parents[1] / "support")
@@ -227,7 +231,44 @@ def test_rtc_needs_a_policy_that_can_continue(
     served: Callable[..., ServeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a server nor an exported file can; both are told what to use."""
-    for policy in (served().wait(), str(tmp_path / "policy.onnx")):
-        said = refused(tmp_path, policy, monkeypatch, execution=Execution.rtc)
+    for policy, times in ((served().wait(), TIMES), (str(tmp_path / "policy.onnx"), ROBOT_TIMES)):
+        said = refused(tmp_path, policy, monkeypatch, execution=Execution.rtc, server=times)
         assert "execution=rtc: expected a policy that can continue a chunk" in said
         assert "use execution=async" in said
+
+
+def test_one_time_of_the_server_leaves_the_others_those_of_a_robot() -> None:
+    config = load_config(DeployConfig, ["policy=x", "server.ping_every_s=3.0"], name="deploy")
+    assert config.server == replace(ROBOT_TIMES, ping_every_s=3.0)
+    assert ClientTimes() != ROBOT_TIMES
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "says"),
+    [
+        ("ws://127.0.0.1:1", {"threads": 2}, "threads=2"),
+        ("policy.onnx", {"server": TIMES}, "server: expected policy=ws://host:port"),
+        ("policy.onnx", {"runtime": Runtime.openvino, "provider": "CUDAExecutionProvider"}, "provider=CUDA"),
+        ("policy.onnx", {"runtime": Runtime.auto, "provider": "CUDAExecutionProvider"}, "provider=CUDA"),
+    ],
+)
+def test_options_without_meaning_are_refused(policy: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        source_of(policy, LoopConfig(), **options)
+
+
+@pytest.mark.parametrize(
+    "why", [KeyboardInterrupt(), StoppedError("robot", expected="no stop", got="one", hint="Look.")]
+)
+def test_a_summary_that_can_not_be_written_hides_no_stop(
+    why: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RunError("summary.json", expected="finite numbers", got="nan", hint="A bug.")
+
+    monkeypatch.setattr(deploy, "summarize", fail)
+    run = RunDirectory.create(tmp_path, stage="deploy", task="test", seed=0, config_yaml="", command=["test"])
+    with pytest.raises(type(why)), deploy._summary_at_the_end([{"seed": 1}], Steps(), run, {"began": 0.0}):
+        raise why
+    with pytest.raises(RunError), deploy._summary_at_the_end([{"seed": 1}], Steps(), run, {"began": 0.0}):
+        pass

@@ -298,6 +298,11 @@ def test_a_small_study(
     assert len(prepared) == 1
 
 
+def test_another_engine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--engine"):
+        judge.main(["sabotage", "--env", "point_reach", "--runs", "4", "--engine", "ray"])
+
+
 @pytest.mark.parametrize("words", [["--runs", "5"], ["--runs", "0"], ["runs/some_run"]])
 def test_wrong_words(words: list[str]) -> None:
     with pytest.raises(ConfigError, match="multiple of 4"):
