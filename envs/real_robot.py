@@ -28,7 +28,7 @@ from robot_rl.errors import ConfigError, EnvError
 from robot_rl.specs import EnvSpec
 from robot_rl.teleop.mapping_config import MappingConfig
 from robot_rl.teleop.panel import OperatorPanel
-from robot_rl.teleop.resetting import ResetConfig
+from robot_rl.teleop.resetting import ResetConfig, without_time_limit
 from robot_rl.types import ActionChunk, Observation, StepResult
 
 from .history import HistoryEnv
@@ -132,8 +132,7 @@ def make_env(
     parts = parts or RobotParts()
     clock = parts.clock or (ManualClock() if config.as_fast_as_possible else MonotonicClock())
     robot = parts.robot if parts.robot is not None else _robot(config, clock, spec)
-    if hasattr(robot, "time_limit"):
-        robot.time_limit = False  # ours counts
+    without_time_limit(robot)  # ours counts
     scene = parts.scene if parts.scene is not None else _scene(config, robot)
     if scene is None and By.scene in (config.reward, config.resets):
         raise ConfigError(
@@ -288,10 +287,7 @@ def _scene(config: RealRobotConfig, robot: Any) -> Any:
     if By.scene not in (config.reward, config.resets):
         return None
     if config.driver.get("scene"):
-        scene = _build(config.driver["scene"], card=robot.card)
-        if hasattr(scene, "time_limit"):
-            scene.time_limit = False  # as for a robot that is one
-        return scene
+        return without_time_limit(_build(config.driver["scene"], card=robot.card))
     return robot if hasattr(robot, "reset") and hasattr(robot, "episode") else None
 
 

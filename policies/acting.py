@@ -16,6 +16,8 @@ from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, DenoisingChain, Observation
 
+from .pretrained import load_pretrained
+
 ACTION = "action"
 
 
@@ -68,6 +70,10 @@ class ActingPolicy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.action_low.device
+
+    def load_pretrained(self) -> list[dict[str, Any]]:
+        """Read the weights that the encoder's configuration names; see pretrained.load_pretrained, also for its errors."""
+        return load_pretrained(self.encoder)
 
     def normalized_action(
         self, observation: Observation, noise: Float32[Array, "B draws Tp A"]

@@ -29,7 +29,6 @@ from .acting import ActingPolicy, check_noise
 from .diffusion import config_to_json
 from .encoder_fusion import EncoderConfig
 from .encoders import build_encoder
-from .pretrained import load_pretrained
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -118,10 +117,6 @@ class BaselineMlpPolicy(ActingPolicy):
             self.log_std = nn.Parameter(torch.zeros(spec.action.size))
         else:
             self.spread = nn.Linear(widths[-1], spec.action.size)
-
-    def load_pretrained(self) -> list[dict[str, Any]]:
-        """Read the weights that the encoder's configuration names; see pretrained.load_pretrained, also for its errors."""
-        return load_pretrained(self.encoder)
 
     @property
     def sampling(self) -> str:

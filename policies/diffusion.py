@@ -37,7 +37,6 @@ from .acting import ACTION, ChainPolicy
 from .denoisers import DenoiserKind, build_denoiser
 from .encoder_fusion import EncoderConfig
 from .encoders import build_encoder
-from .pretrained import load_pretrained
 
 
 @dataclass(frozen=True)
@@ -185,10 +184,6 @@ class DiffusionPolicy(ChainPolicy):
         self.encoder = build_encoder(spec, keys, history=config.history, normalizer=normalizer, config=config.encoder)
         self.denoiser = build_denoiser(config, action_size=spec.action.size, condition_size=self.encoder.size)
         self.register_buffer("alpha_bar", squared_cosine_alpha_bar(config.num_levels), persistent=False)
-
-    def load_pretrained(self) -> list[dict[str, Any]]:
-        """Read the weights that the encoder's configuration names; see pretrained.load_pretrained, also for its errors."""
-        return load_pretrained(self.encoder)
 
     @property
     def sampling(self) -> str:

@@ -17,9 +17,8 @@ from robot_rl.algorithms.guidance import (
     GuidanceInputs,
     guidance_loss,
     helps,
-    lowered,
+    pace_at,
     teacher_gain,
-    weight_at,
 )
 from robot_rl.algorithms.guidance_labels import GuidanceLabels, TeacherTraces, segment_returns
 from robot_rl.contracts import VectorEnv
@@ -95,18 +94,19 @@ class GuidedGaussian:
         Raises:
             RunError: a loss that is no number.
         """
-        weight = weight_at(guidance, env_steps)
-        share = weight / guidance.weight if guidance.weight else 1.0
-        rate = lowered(self.config.learning_rate, guidance.final_learning_rate, share=share)
+        pace = pace_at(
+            guidance, env_steps, learning_rate=self.config.learning_rate, kl_stop=self.config.kl_stop,
+            final_kl_stop=guidance.final_kl_stop,
+        )  # fmt: skip
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        config = replace(self.config, kl_stop=lowered(self.config.kl_stop, guidance.final_kl_stop, share=share))
+            group["lr"] = pace.learning_rate
+        config = replace(self.config, kl_stop=pace.kl_stop)
         term = None
-        if labels is not None and weight > 0:
+        if labels is not None and pace.weight > 0:
             term = _Term(self, batch, labels, guidance, traces)
-        used = None if term is None or not term.is_on else (lambda rows, scaled: weight * term(rows, scaled))
+        used = None if term is None or not term.is_on else (lambda rows, scaled: pace.weight * term(rows, scaled))
         numbers = update(self.network, batch, self.optimizer, config=config, generator=self.generator, term=used)
-        return numbers | {"learning_rate": rate} | ({} if term is None else term.numbers())
+        return numbers | {"learning_rate": pace.learning_rate} | ({} if term is None else term.numbers())
 
     def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
         """All that the next update depends on, but for the optimiser (the stage saves that)."""

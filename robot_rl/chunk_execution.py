@@ -28,6 +28,7 @@ from robot_rl.deploy.execution import (
     question_interval,
     require_blendable,
 )
+from robot_rl.deploy.execution_counts import ExecutionCounts
 from robot_rl.deploy.noise import NoiseSource
 from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.rollout import PolicyActor
@@ -112,17 +113,10 @@ class DelayedActor:
     def summary(self) -> dict[str, Any]:
         """Counts over all envs, and the delays in steps (the first one of an episode is none); JSON types."""
         counts = [row.player.counts for row in self._rows]
-        late = self._delays or [0]
-        return {
-            "questions": sum(c.questions for c in counts),
-            "steps": sum(c.steps for c in counts),
-            "held_steps": sum(c.held for c in counts),
-            "delay_steps": {
-                "p50": float(np.percentile(late, 50)),
-                "p95": float(np.percentile(late, 95)),
-                "max": max(late),
-            },
-        }
+        total = ExecutionCounts(
+            sum(c.questions for c in counts), sum(c.steps for c in counts), sum(c.held for c in counts)
+        )
+        return total.to_json(self._delays)
 
     def _row(self) -> _Row:
         config = self._policy.config

@@ -129,6 +129,38 @@ def lowered(start: float, end: float | None, *, share: float) -> float:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How one update goes.
+
+    Attributes:
+        weight: of the teacher term.
+        learning_rate: of the student.
+        kl_stop: of PPO.
+    """
+
+    weight: float
+    learning_rate: float
+    kl_stop: float
+
+
+def pace_at(
+    config: GuidanceConfig, env_steps: int, *, learning_rate: float, kl_stop: float, final_kl_stop: float | None
+) -> Pace:
+    """Weight, learning rate and KL limit of an update.
+
+    Args:
+        config: of the term.
+        env_steps: at its start.
+        learning_rate, kl_stop: of the student, at the full weight.
+        final_kl_stop: of the student, when the weight is 0; None: it stays.
+    """
+    weight = weight_at(config, env_steps)
+    share = weight / config.weight if config.weight else 1.0
+    rate = lowered(learning_rate, config.final_learning_rate, share=share)
+    return Pace(weight, rate, lowered(kl_stop, final_kl_stop, share=share))
+
+
+@dataclass(frozen=True)
 class GuidanceInputs:
     """What every option may look at, B rows of a minibatch, M teachers.
 

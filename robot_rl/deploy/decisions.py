@@ -180,14 +180,8 @@ class Decisions:
 
     def to_json(self) -> dict[str, Any]:
         """Counts of the episode, chunk execution and smoothness as in an evaluation; JSON types."""
-        delays, counts = self.delays or [0], self._player.counts
         told = describe(self._timing.execution, self._timing.chunks, latency_ms=None, interval=self._interval)
-        execution = {
-            "questions": counts.questions, "steps": counts.steps, "held_steps": counts.held,
-            "delay_steps": {
-                "p50": float(np.percentile(delays, 50)), "p95": float(np.percentile(delays, 95)), "max": max(delays)
-            },
-        }  # fmt: skip
+        execution = self._player.counts.to_json(self.delays)
         names = ("requests", "answers", "dropped", "unanswered")
         return {name: getattr(self, name) for name in names} | {
             "execution": told, "chunk_execution": execution, "smoothness": self.smoothness.to_json()

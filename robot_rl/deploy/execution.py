@@ -13,7 +13,7 @@ The first answer of an episode is waited for: the robot stands, so its chunk is 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from robot_rl.arrays import Array, Float32, Float64
 from robot_rl.deploy.chunk_weights import continuation_weights, ensembled
 from robot_rl.deploy.chunking import ChunkFollower, DueAction
+from robot_rl.deploy.execution_counts import ExecutionCounts
 from robot_rl.errors import ConfigError
 from robot_rl.specs import ActionKind, EnvSpec
 
@@ -101,25 +102,6 @@ def question_interval(kind: Execution, rule: ChunkRule, *, delay: int, horizon: 
             hint="A policy with a longer horizon, a faster one, or a smaller chunks.every.",
         )  # fmt: skip
     return interval
-
-
-@dataclass
-class ExecutionCounts:
-    """What happened.
-
-    Attributes:
-        questions: asked of the policy.
-        steps: played.
-        held: of them without an action of a chunk: waiting for the answer, or the chunk was over.
-    """
-
-    questions: int = 0
-    steps: int = 0
-    held: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """Plain dict of JSON types."""
-        return asdict(self)
 
 
 def require_blendable(spec: EnvSpec, kind: Execution, rule: ChunkRule) -> None:

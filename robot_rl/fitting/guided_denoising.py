@@ -15,12 +15,7 @@ from typing import Any
 import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
-from robot_rl.algorithms.guidance import (
-    Guidance,
-    GuidanceConfig,
-    lowered,
-    weight_at,
-)
+from robot_rl.algorithms.guidance import Guidance, GuidanceConfig, pace_at
 from robot_rl.algorithms.guidance_labels import GuidanceLabels, TeacherTraces
 from robot_rl.contracts import VectorEnv, check_is_diffusion
 from robot_rl.data.normalizer import unit_actions
@@ -180,28 +175,26 @@ class GuidedDenoising:
             RunError: a loss that is no number.
         """
         config = self.config
-        weight = weight_at(guidance, env_steps)
-        share = weight / guidance.weight if guidance.weight else 1.0
-        rate = self._shrunk * lowered(config.ppo.learning_rate, guidance.final_learning_rate, share=share)
+        pace = pace_at(
+            guidance, env_steps, learning_rate=config.ppo.learning_rate, kl_stop=config.ppo.kl_stop,
+            final_kl_stop=None if guidance.final_kl_stop is None else config.final_kl_stop,
+        )  # fmt: skip
+        rate = self._shrunk * pace.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        final = None if guidance.final_kl_stop is None else config.final_kl_stop
-        ppo = replace(config.ppo, anchor=0.0, kl_stop=lowered(config.ppo.kl_stop, final, share=share))
+        ppo = replace(config.ppo, anchor=0.0, kl_stop=pace.kl_stop)
         update = UpdateConfig(config.gamma, config.trace, ppo, config.value, config.max_kl, self._encoder_learns)
         term = None
-        if labels is not None and weight > 0:
+        if labels is not None and pace.weight > 0:
             term = TeacherTerm(self.learner, batch, labels, guidance, update=update)
-            update = replace(update, ppo=replace(ppo, anchor=weight if term.is_on else 0.0))
+            update = replace(update, ppo=replace(ppo, anchor=pace.weight if term.is_on else 0.0))
         found = improve(self.learner, batch.decisions, config=update, anchor=term)
         self._shrunk *= SHRINK if found.get("undone") else 1.0
         logged = numbers_to_log(found)
-        names = {
-            "value_loss": "value_loss",
-            "clip_share": "clip_share",
-            "kl_nats": "kl",
-            "gradient_steps": "minibatches",
-        }
-        numbers = {name: logged[key] for key, name in {**names, "undone": "undone"}.items()} | {"learning_rate": rate}
+        numbers: dict[str, float] = {
+            "value_loss": logged["value_loss"], "clip_share": logged["clip_share"], "kl": logged["kl_nats"],
+            "minibatches": logged["gradient_steps"], "undone": logged["undone"], "learning_rate": rate,
+        }  # fmt: skip
         return numbers | ({} if term is None else term.numbers())
 
     def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:

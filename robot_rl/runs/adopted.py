@@ -72,7 +72,7 @@ def declare(folder: Path, policy: Mapping[str, Any], spec: EnvSpec) -> Path:
         policy: component that builds it.
         spec: of the environment that it acts in.
     """
-    write_json(folder / DECLARATION, {"format": FORMAT, "policy": dict(policy), "spec": spec.to_json()})
+    write_json(folder / DECLARATION, document_of(policy, spec))
     return folder / DECLARATION
 
 
@@ -82,8 +82,22 @@ def build_adopted(folder: Path) -> tuple[Any, Declared]:
     Raises:
         PolicyError: the declaration is damaged, or does not fit the checkpoint.
     """
+    return built(read_json(folder / DECLARATION), folder)
+
+
+def document_of(policy: Mapping[str, Any], spec: EnvSpec) -> dict[str, Any]:
+    """A declaration.
+
+    Args:
+        policy: component that builds it.
+        spec: of the environment that it acts in.
+    """
+    return {"format": FORMAT, "policy": dict(policy), "spec": spec.to_json()}
+
+
+def built(document: Any, folder: Path) -> tuple[Any, Declared]:
+    """`build_adopted` of a declaration that need not be written yet."""
     path = folder / DECLARATION
-    document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise PolicyError(
             str(path), expected=f"format {FORMAT!r}", got=str(document)[:80], hint="Write it with robot-rl adopt."

@@ -222,14 +222,16 @@ def takes(node: Mapping[str, Any], name: str) -> bool:
     return name in inspect.signature(target).parameters
 
 
-def build_env(node: Mapping[str, Any], policy: Any, **runtime: Any) -> Any:
-    """`build` an environment for a policy, or None; a robot that knows of itself only how it is commanded is told its spec.
+def build_for(node: Mapping[str, Any], spec: Any, **runtime: Any) -> Any:
+    """`build` an environment or a robot for the policy of a spec, or None.
+
+    A robot that knows of itself only how it is commanded takes the spec, and is told by it what its actions are.
 
     Raises:
         ConfigError: as `validate_component`.
-        EnvError: as the environment.
+        EnvError, DeployError: as what is built.
     """
-    told = {"spec": policy.spec} if policy is not None and takes(node, "spec") else {}
+    told = {"spec": spec} if spec is not None and takes(node, "spec") else {}
     return build(node, **runtime, **told)
 
 

@@ -11,7 +11,7 @@ from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.engines.tasks import EngineKind, OnEpisode
 from robot_rl.rollout import Actor, PolicyActor, rollout
 from robot_rl.runs.checkpoint import load_policy
-from robot_rl.runs.config import build, build_env, convert_config
+from robot_rl.runs.config import build, build_for, convert_config
 from robot_rl.stages.collect import CollectConfig
 from robot_rl.stages.evaluate import check_spec
 from robot_rl.types import Source
@@ -42,7 +42,7 @@ class CollectPlayer:
         policy = _policy(config) if config.policy else None
         history = 1 if policy is None else policy.config.history
         count = min(config.num_envs, config.num_episodes)
-        self._env = build_env(config.env, policy, num_envs=count, history=history)
+        self._env = build_for(config.env, None if policy is None else policy.spec, num_envs=count, history=history)
         self._actor: Actor
         if policy is None:
             self._actor, self._source = build(config.expert, spec=self._env.spec), Source.scripted

@@ -20,12 +20,12 @@ from typing import Any
 from robot_rl.contracts import Robot
 from robot_rl.data.delays import KEY, load_delays_for
 from robot_rl.data.store import EpisodeStore
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy, load_policy
+from robot_rl.deploy.inference import PolicySource, ProcessPolicy
 from robot_rl.deploy.loop_policy import policy_file
 from robot_rl.deploy.robot_card import load_robot_card
 from robot_rl.deploy.schedule import MonotonicClock
 from robot_rl.errors import ConfigError
-from robot_rl.runs.config import build, takes
+from robot_rl.runs.config import build, build_for
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.specs import EnvSpec
 from robot_rl.teleop.clutch import Clutch
@@ -35,7 +35,7 @@ from robot_rl.teleop.mapping_config import MappingConfig
 from robot_rl.teleop.panel import OperatorPanel
 from robot_rl.teleop.pilots import OperatorPilot, Pilot
 from robot_rl.teleop.recording import Recorder
-from robot_rl.teleop.resetting import ResetConfig
+from robot_rl.teleop.resetting import ResetConfig, without_time_limit
 from robot_rl.teleop.rows import layout_for
 from robot_rl.teleop.session import Session, SessionConfig, SessionParts
 from robot_rl.teleop.shared_pilot import SharedPilot
@@ -95,8 +95,8 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
         )  # fmt: skip
     began = time.monotonic()
     with ExitStack() as undo:
-        source = PolicySource(onnx=str(policy_file(config.policy))) if config.policy else None
-        robot = robot_of(config, spec=None if source is None else load_policy(source).spec)
+        policy = _policy(config, undo)
+        robot = robot_of(config, spec=None if policy is None else policy.start().spec)
         undo.callback(robot.close)
         # What a robot sends (cameras, a state) is known once it was heard, and the dataset is made for that.
         robot.connect()
@@ -127,7 +127,7 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
             table.flush()
 
         parts = SessionParts((panel,), scene=scene, facts=_facts_of(config, robot, panel, undo), observer=on_transition)
-        pilot = _pilot(config, robot, source, undo)
+        pilot = _pilot(config, robot, policy)
         session = Session(robot, device, pilot, recorder, config=_session_config(config), parts=parts)
         counts = session.run()
         summary = _written(config, run, session, counts) | {"seconds": time.monotonic() - began}
@@ -165,11 +165,7 @@ def robot_of(config: Any, *, spec: EnvSpec | None = None) -> Robot:
     if "env" in part and "options" in part:
         # A robot that is a simulated scene: that of `env`, with what the driver says of it.
         part["options"] = {**config.env, **part["options"]}
-    told = {"spec": spec} if spec is not None and takes(part, "spec") else {}
-    robot: Robot = build(part, card=card, **told)
-    if hasattr(robot, "time_limit"):
-        # A task's step limit is for policies; people are slower.
-        robot.time_limit = False
+    robot: Robot = without_time_limit(build_for(part, spec, card=card))
     return robot
 
 
@@ -194,10 +190,7 @@ def _delays(file: str, robot: Robot) -> dict[str, Any]:
 def _scene(config: Any, robot: Any) -> Any:
     """Who resets and judges: the driver's scene, a simulated robot itself, or people (None)."""
     if config.driver.get("scene"):
-        scene = build(config.driver["scene"], card=robot.card)
-        if hasattr(scene, "time_limit"):
-            scene.time_limit = False  # as in robot_of
-        return scene
+        return without_time_limit(build(config.driver["scene"], card=robot.card))
     return robot if hasattr(robot, "reset") and hasattr(robot, "episode") else None
 
 
@@ -216,14 +209,21 @@ def _facts_of(config: Any, robot: Any, panel: Any, undo: ExitStack) -> Any:
     return lambda reading: shown(reading) | view.shown(time.monotonic(), is_watched=getattr(panel, "viewers", 0) > 0)
 
 
-def _pilot(config: Any, robot: Robot, source: PolicySource | None, undo: ExitStack) -> Pilot:
+def _policy(config: Any, undo: ExitStack) -> ProcessPolicy | None:
+    """The policy that a person corrects, in a process of its own; None: a person alone."""
+    if not config.policy:
+        return None
+    policy = ProcessPolicy(PolicySource(onnx=str(policy_file(config.policy))))
+    undo.callback(policy.close)
+    return policy
+
+
+def _pilot(config: Any, robot: Robot, policy: ProcessPolicy | None) -> Pilot:
     limits, spec, card = robot.card.thresholds, robot.spec, robot.card
     clutch = Clutch(limits.operator_release_s, limits.operator_fault_s)
     mapping = ActionMapping(spec, card, config.session.mapping)
-    if source is None:
+    if policy is None:
         return OperatorPilot(mapping, clutch)
-    policy = ProcessPolicy(source)
-    undo.callback(policy.close)
     hand_over_s = config.session.hand_over_s
     return SharedPilot(mapping, clutch, policy, spec=spec, card=card, clock=MonotonicClock(), hand_over_s=hand_over_s)
 

@@ -14,7 +14,7 @@ from robot_rl.deploy.tensorrt_policy import TensorRtPolicy
 from robot_rl.engines.tasks import OnEpisode
 from robot_rl.errors import PolicyError
 from robot_rl.rollout import Actor, PolicyActor, rollout
-from robot_rl.runs.config import build, build_env, convert_config
+from robot_rl.runs.config import build, build_for, convert_config
 from robot_rl.runs.rti_verdict import warn_of
 from robot_rl.stages.evaluate import EvaluateConfig, check_spec, disturbed_env, load_any_policy
 
@@ -43,7 +43,8 @@ class EvaluatePlayer:
         history = 1 if self._policy is None else self._policy.config.history
         node, _push = disturbed_env(config)
         count = min(config.num_envs, config.num_episodes)
-        self._env = build_env(node, self._policy, num_envs=count, history=history)
+        spec = None if self._policy is None else self._policy.spec
+        self._env = build_for(node, spec, num_envs=count, history=history)
         self._actor: Actor
         self._described: dict[str, Any]
         if self._policy is None:

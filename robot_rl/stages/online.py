@@ -50,7 +50,7 @@ from robot_rl.fitting.online_update import OnlinePpoConfig, ValueConfig
 from robot_rl.fitting.student import StudentConfig
 from robot_rl.rollout import EpisodeRecord
 from robot_rl.runs.checkpoint import load_policy
-from robot_rl.runs.config import build, build_env
+from robot_rl.runs.config import build, build_for
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
@@ -219,7 +219,7 @@ def _learning(config: OnlineConfig, state: OnlineState, documents: dict[str, Any
 def _env(config: OnlineConfig, run: RunDirectory, policy: Any) -> Any:
     """The environments of training, with the classifier's reward when there is one."""
     count = min(config.num_envs, config.episodes_per_iteration)
-    env = build_env(config.env, policy, num_envs=count, history=policy.config.history)
+    env = build_for(config.env, policy.spec, num_envs=count, history=policy.config.history)
     if hasattr(env, "log_to"):
         env.log_to(run.path / "black_box")
     if not config.success:

@@ -14,6 +14,13 @@ from robot_rl.teleop.driving import Driver
 from robot_rl.types import Goal, Reading
 
 
+def without_time_limit(scene: Any) -> Any:
+    """The same scene or robot; where it knows a task's step limit, that ends no episode: it is for policies, people are slower."""
+    if hasattr(scene, "time_limit"):
+        scene.time_limit = False
+    return scene
+
+
 @dataclass(frozen=True)
 class ResetConfig:
     """How an episode begins.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.errors import ConfigError, PolicyError
-from robot_rl.runs.adopted import DECLARATION, build_adopted, declare
+from robot_rl.runs.adopted import DECLARATION, built, declare, document_of
 from robot_rl.runs.config import build
 from robot_rl.runs.directory import read_json
 from robot_rl.specs import EnvSpec
@@ -55,16 +55,8 @@ def main(words: Sequence[str]) -> int:
             hint="Leave one of the two out.",
         )  # fmt: skip
     component = {"_target_": LOADERS[kind], "names": names, "num_steps": asked.steps, "mode": asked.mode}
-    before = target.read_bytes() if target.exists() else None
-    declare(asked.folder, component, _spec(asked))
-    try:
-        policy, _ = build_adopted(asked.folder)
-        declare(asked.folder, component, policy.spec)  # what the policy does not see is left out
-    except BaseException:
-        target.unlink()
-        if before is not None:
-            target.write_bytes(before)
-        raise
+    policy, _ = built(document_of(component, _spec(asked)), asked.folder)
+    declare(asked.folder, component, policy.spec)  # what the policy does not see is left out
     print(
         f"{target}\n{policy.sampling}; observations {', '.join(policy.config.observation_keys)}, history {policy.config.history},"
     )

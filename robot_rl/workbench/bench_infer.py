@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from robot_rl.arrays import Array, Float32
+from robot_rl.deploy.onnx_passes import ExportPass
 from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.deploy.openvino_policy import OpenVinoPolicy
 from robot_rl.errors import DeployError
 from robot_rl.types import Observation
-from robot_rl.workbench.bench_infer_nets import NETS, bare_forward, ceilings, exported, random_policy, samplers
+from robot_rl.workbench.bench_infer_nets import NETS, PASSES, bare_forward, ceilings, exported, random_policy, samplers
 from robot_rl.workbench.bench_timing import Comparison, Contender, Measurement, Options, Report, interleave
 
 TOLERANCE = 1e-4
@@ -121,20 +122,21 @@ def _rows(net: str, policy: Any, folder: Path, *, threads: int) -> tuple[list[Ro
     errors: dict[str, float] = {}
     for sampler, (sampled, forwards) in samplers(policy).items():
         observation, noise = inputs(sampled)
-        calls = {"torch": _eager(sampled, observation, noise)}
+        calls = {"torch": eager(sampled, observation, noise)}
         if forwards <= MOST_EXPORTED_STEPS:
-            for runtime, opened in _opened(sampled, folder / f"{forwards}.onnx", threads=threads).items():
-                calls[runtime] = _from_file(opened, observation, noise)
-                errors[f"{sampler} {runtime}"] = checked(calls["torch"](), calls[runtime](), opened.path)
+            for runtime, file in opened(sampled, folder / f"{forwards}.onnx", threads=threads).items():
+                calls[runtime] = _from_file(file, observation, noise)
+                errors[f"{sampler} {runtime}"] = checked(calls["torch"](), calls[runtime](), file.path)
         for runtime, call in calls.items():
             name = f"{net} {sampler} {runtime}"
-            contender, cpu = _clocked(Contender(name, call, 1, "decisions", repeats=_repeats(call)))
+            contender, cpu = _clocked(Contender(name, call, 1, "decisions", repeats=repeats_of(call)))
             rows.append(Row(contender, cpu, net, sampler, runtime, forwards))
     return rows, errors
 
 
-def _opened(policy: Any, path: Path, *, threads: int) -> dict[str, OnnxPolicy]:
-    found = {"onnx": exported(policy, path, threads=threads)}
+def opened(policy: Any, path: Path, *, threads: int, passes: Sequence[ExportPass] = PASSES) -> dict[str, OnnxPolicy]:
+    """The policy, exported to `path` after `passes`, by runtime: onnxruntime, and OpenVINO where it is installed."""
+    found = {"onnx": exported(policy, path, threads=threads, passes=passes)}
     if find_spec("openvino") is not None:
         found["openvino"] = OpenVinoPolicy(path, threads=threads)
     return found
@@ -150,7 +152,8 @@ def inputs(policy: Any) -> tuple[Observation, Float32[Array, "1 draws Tp A"]]:
     return Observation.from_arrays(arrays), rng.standard_normal((1, *policy.noise_shape)).astype(np.float32)
 
 
-def _eager(policy: Any, observation: Observation, noise: Array) -> Callable[[], Array]:
+def eager(policy: Any, observation: Observation, noise: Array) -> Callable[[], Array]:
+    """A decision of a torch policy, numpy in and out."""
     in_torch, torch_noise = observation.map(torch.from_numpy), torch.from_numpy(noise)
 
     def decide() -> Array:
@@ -179,7 +182,7 @@ def _from_file(policy: OnnxPolicy, observation: Observation, noise: Array) -> Ca
     return lambda: policy.act(observation, noise).actions
 
 
-def _repeats(call: Callable[[], object]) -> int:
+def repeats_of(call: Callable[[], object]) -> int:
     """Calls in a round: as many as fit ROUND_S."""
     began = time.perf_counter()
     call()

@@ -20,12 +20,10 @@ import json
 import os
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,12 +33,10 @@ import torch
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.deploy.onnx_passes import ExportPass
-from robot_rl.deploy.onnx_policy import OnnxPolicy
-from robot_rl.deploy.openvino_policy import OpenVinoPolicy
 from robot_rl.runs.adopted import build_adopted, declare
 from robot_rl.workbench.adopt import LOADERS
-from robot_rl.workbench.bench_infer import CpuClock, checked, inputs
-from robot_rl.workbench.bench_infer_nets import PASSES, exported, random_policy
+from robot_rl.workbench.bench_infer import CpuClock, checked, eager, inputs, opened, repeats_of
+from robot_rl.workbench.bench_infer_nets import PASSES, random_policy
 from robot_rl.workbench.bench_sample import task_spec
 from robot_rl.workbench.bench_timing import BenchError, Comparison, Contender, Measurement, Options, Report, interleave
 
@@ -55,7 +51,6 @@ EXPORTED = (("same checkpoint", "DDIM-10"), ("same checkpoint", "1 forward"), ("
 # The issue's, for the one-step head.
 TARGET = 60.0
 RTI_LEVEL, RTI_STEPS = 20, 3
-ROUND_S, MOST_REPEATS = 0.2, 20
 START_S = 300.0
 
 
@@ -225,20 +220,12 @@ def _same_chunk(peer: Peer, policy: Any, folder: Path) -> float:
 def _rows(net: str, policy: Any) -> list[Row]:
     """DDIM-10 and warm decisions of RTI, in torch."""
     observation, noise = inputs(policy)
-    in_torch, torch_noise = observation.map(torch.from_numpy), torch.from_numpy(noise)
     warm = policy.warm_started(WarmStart(level=RTI_LEVEL, steps=RTI_STEPS, discrete_at=()))
-
-    def decide(chosen: Any) -> Callable[[], object]:
-        def call() -> object:
-            with torch.inference_mode():
-                return chosen.act(in_torch, torch_noise).actions.numpy()
-
-        return call
-
-    decide(warm)()  # the first decision has no chunk to start from
+    started = eager(warm, observation, noise)
+    started()  # the first decision has no chunk to start from
     found = [
         _row(f"{net} {sampler} torch", CpuClock(call), (net, sampler, "torch"))
-        for sampler, call in (("DDIM-10", decide(policy)), (f"RTI-{RTI_STEPS}", decide(warm)))
+        for sampler, call in (("DDIM-10", eager(policy, observation, noise)), (f"RTI-{RTI_STEPS}", started))
     ]
     assert warm.counts.first == 1
     return found
@@ -257,34 +244,19 @@ def _exported_rows(theirs: Any, ours: Any, folder: Path, *, threads: int) -> tup
                 if net == "same checkpoint"
                 else ours.one_step_student(1).eval().requires_grad_(False)
             )
-        path = folder / f"{net} {sampler}.onnx"
-        exported(policy, path, threads=threads, passes=passes)
-        found, wrong = _files(f"{net} {sampler}", policy, path, threads=threads)
-        rows += [_row(f"{net} {sampler} {runtime}", clock, (net, sampler, runtime)) for runtime, clock in found.items()]
-        errors |= wrong
+        observation, noise = inputs(policy)
+        wanted = eager(policy, observation, noise)()
+        files = opened(policy, folder / f"{net} {sampler}.onnx", threads=threads, passes=passes)
+        for runtime, file in files.items():
+            name, call = f"{net} {sampler} {runtime}", partial(file.act, observation, noise)
+            errors[name] = checked(wanted, call().actions, name)
+            rows.append(_row(name, CpuClock(call), (net, sampler, runtime)))
     return rows, errors
 
 
-def _files(where: str, policy: Any, path: Path, *, threads: int) -> tuple[dict[str, CpuClock], dict[str, float]]:
-    """Decisions of an exported policy by runtime, and their differences to torch."""
-    observation, noise = inputs(policy)
-    wanted = policy.act(observation.map(torch.from_numpy), torch.from_numpy(noise)).actions.numpy()
-    opened: dict[str, Any] = {"onnx": OnnxPolicy(path, threads=threads)}
-    if find_spec("openvino") is not None:
-        opened["openvino"] = OpenVinoPolicy(path, threads=threads)
-    calls = {runtime: partial(file.act, observation, noise) for runtime, file in opened.items()}
-    errors = {
-        f"{where} {runtime}": checked(wanted, call().actions, f"{where} {runtime}") for runtime, call in calls.items()
-    }
-    return {runtime: CpuClock(call) for runtime, call in calls.items()}, errors
-
-
 def _row(name: str, clock: Clock, place: tuple[str, str, str]) -> Row:
-    """A row whose round takes about ROUND_S."""
-    began = time.perf_counter()
-    clock()
-    repeats = int(np.clip(ROUND_S / max(time.perf_counter() - began, 1e-6), 1, MOST_REPEATS))
-    return Row(Contender(name, clock, 1, "decisions", repeats=repeats), clock, *place)
+    """A row whose round takes about bench_infer.ROUND_S."""
+    return Row(Contender(name, clock, 1, "decisions", repeats=repeats_of(clock)), clock, *place)
 
 
 def _table(rows: list[Row], measured: tuple[Measurement, ...]) -> list[list[str]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_teleop
 from small_onnx import write_policy
+from small_robot import write_small_card
 from small_teleop import PlainClutch, PlainMapping
 
 from robot_rl.data.store import EpisodeStore
@@ -59,13 +60,7 @@ class Closing:
 
 @pytest.fixture
 def card(tmp_path: Path) -> str:
-    file = tmp_path / "small.yaml"
-    file.write_text(
-        "name: small\nrobot: small\ncommand: joint_position\ncontrol_hz: 50.0\njoints: [shoulder, elbow]\n"
-        "limits: {low: [-2.0, -2.0], high: [2.0, 2.0], velocity: [2.0, 2.0], acceleration: [20.0, 20.0], jerk: [500.0, 500.0]}\n"
-        "proprio: {position/shoulder: position of shoulder, position/elbow: position of elbow}\nhome: [0.0, 0.0]\n"
-    )
-    return str(file)
+    return write_small_card(tmp_path)
 
 
 def play(folder: Path, card: str, **changes: Any) -> dict[str, Any]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scene_robot import CARD, panda_spec
+from scene_robot import CARD, panda_spec, run_torch_free
 
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.deploy.chunk_weights import continuation_weights
@@ -66,14 +63,7 @@ def test_the_command_plays_and_its_loop_has_no_torch(checkpoint: Path, tmp_path:
         "num_episodes=1", "max_steps=30", "execution=rtc", "chunks.every=2", "chunks.blend_steps=1", "black_box=false",
         f"run_root={tmp_path}", "--json",
     ]  # fmt: skip
-    code = f"import sys; from robot_rl.cli import main; code = main({words!r}); assert 'torch' not in sys.modules; sys.exit(code)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": SUPPORT},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run_torch_free(words)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["execution"] == {"kind": "rtc", "every": 2, "blend_steps": 1, "decay": 0.01, "guidance": 5.0}

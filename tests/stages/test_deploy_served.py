@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +18,7 @@ pytest.importorskip("msgpack")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from scene_robot import CARD, EXECUTE, SceneRobot, ServeProcess, panda_spec, write_moving_policy
+from scene_robot import CARD, EXECUTE, SceneRobot, ServeProcess, panda_spec, run_torch_free, write_moving_policy
 from served_policy import ServedPolicy
 
 from robot_rl.deploy.black_box import StepRecord
@@ -164,17 +161,7 @@ def test_a_server_that_stays_away_stops_the_robot_for_good(served: Callable[...,
         f"+driver.robot.kill_pid={server.process.pid}", "+driver.robot.kill_at=25", "num_episodes=3", "max_steps=100000",
         "server.give_up_s=2.0", "server.connect_s=30.0", "server.answer_s=30.0", "black_box=false", f"run_root={tmp_path}", "--json",
     ]  # fmt: skip
-    code = (
-        f"import sys; from robot_rl.cli import main; code = main({words!r});"
-        "assert 'torch' not in sys.modules, 'torch'; sys.exit(code)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": SUPPORT},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run_torch_free(words)
     assert done.returncode == 3, done.stderr
     assert "stop, policy_lost: the policy failed" in done.stderr
     assert f"{uri}: expected an answer within 2 s, got none" in done.stderr

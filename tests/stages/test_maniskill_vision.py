@@ -5,11 +5,10 @@ Far too little data and training to learn the task; tests/stages/test_imitate_vi
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from software_vulkan import run_rendered
+from software_vulkan import result_of, run_rendered
 
 _CHAIN = """
 import json, sys
@@ -57,10 +56,7 @@ print("RESULT", json.dumps({
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["rgb", "pointcloud"])
 def test_demonstrations_imitation_and_export_of_rendered_observations(mode: str, tmp_path: Path) -> None:
-    done = run_rendered(_CHAIN, mode, str(tmp_path), timeout_s=900)
-    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert found, done.stderr[-3000:]
-    result = json.loads(found[0].removeprefix("RESULT "))
+    result = result_of(run_rendered(_CHAIN, mode, str(tmp_path), timeout_s=900))
     assert result["successes"] == [True] * 3
     assert result["keys"] == sorted({"proprio", "state", "image/base_camera" if mode == "rgb" else "points"})
     assert result["cameras"] == {"base_camera": "base"}
@@ -101,9 +97,6 @@ print("RESULT", json.dumps({"env_steps": summary["env_steps"], "answers": summar
 @pytest.mark.slow
 @pytest.mark.parametrize("student", ["gaussian", "denoising"])
 def test_a_student_that_sees_learns_under_a_teacher_that_knows_the_state(student: str, tmp_path: Path) -> None:
-    done = run_rendered(_STUDENT, student, str(tmp_path), timeout_s=900)
-    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert found, done.stderr[-3000:]
-    result = json.loads(found[0].removeprefix("RESULT "))
+    result = result_of(run_rendered(_STUDENT, student, str(tmp_path), timeout_s=900))
     assert (result["env_steps"], result["answers"]) == (16, 16)
     assert {"encoder", "mean" if student == "gaussian" else "denoiser"} <= set(result["moved"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from refinement_runs import check_resumed, numbers, start
 
 from robot_rl.algorithms.guidance import GuidanceConfig
 from robot_rl.algorithms.guidance_labels import GuidanceLabels
@@ -19,9 +19,8 @@ from robot_rl.fitting.on_policy import advantages
 from robot_rl.fitting.online_update import UpdateConfig
 from robot_rl.fitting.refinement import Seeds
 from robot_rl.runs.checkpoint import load_checkpoint, load_policy
-from robot_rl.runs.config import build, config_to_yaml, load_config
+from robot_rl.runs.config import build, load_config
 from robot_rl.runs.directory import RunDirectory
-from robot_rl.runs.metrics import read_metrics
 from robot_rl.stages import evaluate, refine_teacher
 from robot_rl.types import Source, Window
 
@@ -44,22 +43,8 @@ TWO = ["num_steps=160", "evaluate_every_steps=80"]
 EXACT = ["teacher=point_reach"]
 
 
-def start(stage: Any, name: str, folder: Path, *overrides: str) -> tuple[RunDirectory, dict[str, Any]]:
-    """Compose the configuration as the command line does and call the stage."""
-    config = load_config(stage.CONFIG, overrides, name=name)
-    run = RunDirectory.create(
-        folder, stage=name, task="point", seed=config.seed, config_yaml=config_to_yaml(config), command=[name]
-    )
-    return run, stage.run(config, run)
-
-
 def refined(folder: Path, *overrides: str) -> tuple[RunDirectory, dict[str, Any]]:
     return start(refine_teacher, "refine_teacher", folder, *ENV, *overrides)
-
-
-def numbers(run: RunDirectory) -> list[dict[str, Any]]:
-    lines = read_metrics(run.path / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
 
 
 def student_of(*overrides: str, num_envs: int = 3) -> tuple[GuidedDenoising, Any]:
@@ -175,16 +160,7 @@ def test_every_student_trains_and_resumes_to_the_bit(words: list[str], tmp_path:
     )
     moved = {name.split(".")[0] for name in last if not torch.equal(first[name], last[name])}
     assert moved >= ({"encoder"} if any("image/top" in word for word in words) else {"denoiser"})
-    copy = tmp_path / "b" / run.path.name
-    shutil.copytree(run.path, copy, symlinks=True)
-    shutil.rmtree(copy / "checkpoints" / "step_000160")
-    (copy / "checkpoints" / "last").unlink()
-    again = RunDirectory.open(copy)
-    refine_teacher.run(load_config(refine_teacher.CONFIG, [*ENV, *words], name="refine_teacher"), again)
-    assert numbers(again) == lines
-    one, other = (load_checkpoint(each.path) for each in (run, again))
-    for group, tensors in one.tensors.items():
-        assert all(torch.equal(other.tensors[group][name], tensor) for name, tensor in tensors.items()), group
+    check_resumed(run, tmp_path / "b", [*ENV, *words])
     _, result = start(
         evaluate, "evaluate", tmp_path / "e", *(word for word in [*ENV[:2], *words] if word.startswith("env")),
         f"policy={run.path}", "num_episodes=2",

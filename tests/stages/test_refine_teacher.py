@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from refinement_runs import check_resumed, numbers, start
 
 from robot_rl.data.store import EpisodeStore
 from robot_rl.errors import ConfigError, DeployError, PolicyError
@@ -17,7 +17,6 @@ from robot_rl.policies.baseline_gaussian import GaussianPpo, GaussianPpoConfig
 from robot_rl.runs.checkpoint import load_checkpoint, load_policy
 from robot_rl.runs.config import build, config_to_yaml, load_config
 from robot_rl.runs.directory import RunDirectory
-from robot_rl.runs.metrics import read_metrics
 from robot_rl.stages import collect, evaluate, refine_teacher
 
 ENV = ["env=point_reach", "env.reward_mode=dense"]
@@ -34,22 +33,8 @@ TINY = [
 DYING = ["~teacher", "+teacher={_target_: odd_teachers.DyingTeacher, answers: 13}", "quality_episodes=0"]
 
 
-def start(stage: Any, name: str, folder: Path, *overrides: str) -> tuple[RunDirectory, dict[str, Any]]:
-    """Compose the configuration as the command line does and call the stage."""
-    config = load_config(stage.CONFIG, overrides, name=name)
-    run = RunDirectory.create(
-        folder, stage=name, task="point", seed=config.seed, config_yaml=config_to_yaml(config), command=[name]
-    )
-    return run, stage.run(config, run)
-
-
 def refined(folder: Path, *overrides: str) -> tuple[RunDirectory, dict[str, Any]]:
     return start(refine_teacher, "refine_teacher", folder, *ENV, *overrides)
-
-
-def numbers(run: RunDirectory) -> list[dict[str, Any]]:
-    lines = read_metrics(run.path / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
 
 
 def test_the_student_passes_a_systematically_wrong_teacher(tmp_path: Path) -> None:
@@ -121,18 +106,7 @@ def test_every_option_trains_and_resumes_to_the_bit(option: str, tmp_path: Path)
     assert len(losses) == 4
     assert [line["refine_teacher/gate"] for line in lines[1:]] != [0.0] * 4
     assert summary["guidance"] == option
-    # As if it had been killed behind the evaluation at 80 steps, in the middle of the next one's metrics.
-    copy = tmp_path / "b" / run.path.name
-    shutil.copytree(run.path, copy, symlinks=True)
-    shutil.rmtree(copy / "checkpoints" / "step_000160")
-    (copy / "checkpoints" / "last").unlink()
-    again = RunDirectory.open(copy)
-    refine_teacher.run(load_config(refine_teacher.CONFIG, [*ENV, *words], name="refine_teacher"), again)
-    assert numbers(again) == lines
-    one, other = (load_checkpoint(each.path) for each in (run, again))
-    assert one.step == other.step == 160
-    for group, tensors in one.tensors.items():
-        assert all(torch.equal(other.tensors[group][name], tensor) for name, tensor in tensors.items()), group
+    check_resumed(run, tmp_path / "b", [*ENV, *words])
 
 
 def test_the_gate_refuses_a_liar_and_lets_a_good_teacher_in(tmp_path: Path) -> None:

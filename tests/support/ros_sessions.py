@@ -100,24 +100,15 @@ class SpanOperator:
         self._device = ScriptedDevice(MonotonicClock(), self._say)
         self.connect, self.read, self.status = self._device.connect, self._device.read, self._device.status
         self._view: SessionView | None = None
-        self._asked: list[PanelEvent] = []
-        self._teller = Teller()
+        self._panel = TellingPanel("operator")
+        self.events, self.close = self._panel.events, self._panel.close
 
     def publish(self, view: SessionView) -> None:
         self._view = view
         ask = {"ready": "start", "review": "save", "fault": "release", "idle": "reset"}.get(view.state, "")
         if view.state == "recording" and view.episode["steps"] >= self.config.steps:
             ask = "success"
-        if ask:
-            self._asked.append(PanelEvent(ask, by="operator"))
-        self._teller.tell(view)
-
-    def events(self) -> list[PanelEvent]:
-        asked, self._asked = self._asked, []
-        return asked
-
-    def close(self) -> None:
-        pass
+        self._panel.publish(view, ask)
 
     def _say(self, since_s: float) -> TeleopCommand:
         view = self._view
@@ -143,6 +134,25 @@ class Teller:
             sys.stderr.flush()
 
 
+class TellingPanel:
+    """The panel of somebody made of rules: says what it is shown, and hands over what he asks for."""
+
+    def __init__(self, by: str) -> None:
+        self._by, self._asked, self._teller = by, list[PanelEvent](), Teller()
+
+    def publish(self, view: SessionView, ask: str) -> None:
+        if ask:
+            self._asked.append(PanelEvent(ask, by=self._by))
+        self._teller.tell(view)
+
+    def events(self) -> list[PanelEvent]:
+        asked, self._asked = self._asked, []
+        return asked
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class PersonConfig:
     """`pause_at`: step of the first episode at which a pause begins; `views`: how many views it lasts."""
@@ -155,8 +165,9 @@ class PausingPerson:
     """A panel of env=real_robot: one pause, and a release whenever the robot was stopped."""
 
     def __init__(self, config: PersonConfig) -> None:
-        self.config, self._asked, self._paused = config, list[PanelEvent](), 0
-        self._teller = Teller()
+        self.config, self._paused = config, 0
+        self._panel = TellingPanel("person")
+        self.events, self.close = self._panel.events, self._panel.close
 
     def publish(self, view: SessionView) -> None:
         ask = {"ready": "start", "fault": "release"}.get(view.state, "")
@@ -165,16 +176,7 @@ class PausingPerson:
         if view.state == "paused":
             self._paused += 1
             ask = "resume" if self._paused >= self.config.views else ""
-        if ask:
-            self._asked.append(PanelEvent(ask, by="person"))
-        self._teller.tell(view)
-
-    def events(self) -> list[PanelEvent]:
-        asked, self._asked = self._asked, []
-        return asked
-
-    def close(self) -> None:
-        pass
+        self._panel.publish(view, ask)
 
 
 class Process:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,16 @@ def write_moving_policy(path: Path, spec: EnvSpec) -> Path:
     helper.set_model_props(model, {"format": FORMAT} | {key: json.dumps(value) for key, value in metadata.items()})
     onnx.save(model, str(path))
     return path
+
+
+def run_torch_free(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """`robot-rl <words>` in a process of its own that fails where the command has loaded torch into it."""
+    code = (
+        f"import sys; from robot_rl.cli import main; code = main({list(words)!r});"
+        "assert 'torch' not in sys.modules, 'torch'; sys.exit(code)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
 
 
 class ServeProcess:

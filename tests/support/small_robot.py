@@ -113,3 +113,14 @@ def stop_at_the_third_try(config: Mapping[str, Any]) -> Any:
 def cannot_connect(config: Mapping[str, Any]) -> Any:
     """For WatchdogConfig.stop: no connection at all."""
     raise ConnectionError("no route to the robot")
+
+
+def write_small_card(folder: Path) -> str:
+    """The card of a small robot of two joints as a file, for commands; its path."""
+    file = folder / "small.yaml"
+    file.write_text(
+        "name: small\nrobot: small\ncommand: joint_position\ncontrol_hz: 50.0\njoints: [shoulder, elbow]\n"
+        "limits: {low: [-2.0, -2.0], high: [2.0, 2.0], velocity: [2.0, 2.0], acceleration: [20.0, 20.0], jerk: [500.0, 500.0]}\n"
+        "proprio: {position/shoulder: position of shoulder, position/elbow: position of elbow}\nhome: [0.0, 0.0]\n"
+    )
+    return str(file)

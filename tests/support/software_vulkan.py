@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,3 +28,11 @@ def run_rendered(script: str, *words: str, timeout_s: float) -> subprocess.Compl
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, icd, *words], capture_output=True, text=True, timeout=timeout_s
     )
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What such a script said behind "RESULT ", JSON; fails with the end of its errors where it said nothing."""
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert found, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(found[0].removeprefix("RESULT "))
+    return result

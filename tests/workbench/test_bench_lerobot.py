@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robot_rl.workbench import bench, bench_lerobot
+from robot_rl.workbench import bench, bench_infer, bench_lerobot
 from robot_rl.workbench.bench_lerobot import Peer, Row
 from robot_rl.workbench.bench_timing import BenchError, Contender, Measurement, Options
 
@@ -80,7 +80,7 @@ def test_a_small_network_beside_lerobot(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(bench_lerobot, "NET", "mlp")
     # Ten steps in one graph take minutes to export.
     monkeypatch.setattr(bench_lerobot, "EXPORTED", bench_lerobot.EXPORTED[1:])
-    monkeypatch.setattr(bench_lerobot, "find_spec", lambda name: None)
+    monkeypatch.setattr(bench_infer, "find_spec", lambda name: None)
     report = bench_lerobot.run(Options(rounds=1, peer=PEER))
     assert report.facts["difference_to_lerobot"] < 1e-5
     assert report.facts["peer"]["lerobot"] == "0.4.4"

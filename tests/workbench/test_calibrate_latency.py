@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_robot import write_small_card
 from small_teleop import PlainClutch, PlainMapping
 
 from robot_rl.data.delays import (
@@ -416,17 +417,12 @@ def test_the_command_measures_keeps_other_cameras_and_refuses_wrong_words(
 
 def test_collect_stores_the_delays_with_every_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect_teleop, "_pilot", lambda *_: OperatorPilot(PlainMapping(), PlainClutch()))
-    card = tmp_path / "small.yaml"
-    card.write_text(
-        "name: small\nrobot: small\ncommand: joint_position\ncontrol_hz: 50.0\njoints: [shoulder, elbow]\n"
-        "limits: {low: [-2.0, -2.0], high: [2.0, 2.0], velocity: [2.0, 2.0], acceleration: [20.0, 20.0], jerk: [500.0, 500.0]}\n"
-        "proprio: {position/shoulder: position of shoulder, position/elbow: position of elbow}\nhome: [0.0, 0.0]\n"
-    )
+    card = write_small_card(tmp_path)
     delays, file = Delays(replace(ROBOT, card="small")), tmp_path / "delays.json"
     write_json(file, delays.to_json())
     session = collect_teleop.TeleopConfig(recording=RecordingConfig(delays=str(file)))
     config = CollectConfig(
-        teleop={"_target_": "small_teleop.ScriptedOperator"}, robot=str(card), dataset=str(tmp_path / "d.zarr"), num_episodes=1,
+        teleop={"_target_": "small_teleop.ScriptedOperator"}, robot=card, dataset=str(tmp_path / "d.zarr"), num_episodes=1,
         driver={"robot": {"_target_": "robot_rl.hardware.mock_robot.MockRobot", "streams": ("joints",)}}, session=session,
     )  # fmt: skip
     run = RunDirectory.create(tmp_path, stage="collect", task="test", seed=0, config_yaml="", command=["test"])
