@@ -234,7 +234,8 @@ class Ros2Link:
         atexit.unregister(self.close)
         for publisher in flush:
             with contextlib.suppress(Exception):  # a lost network must not keep a process from ending
-                publisher.wait_for_all_acked(Duration(seconds=flush_s))
+                if not publisher.wait_for_all_acked(Duration(seconds=flush_s)):
+                    log.error("topic %s: the last message was not acknowledged in %g s", publisher.topic_name, flush_s)
         self.failure = self.failure or "closed"
         self._executor.shutdown(timeout_sec=_JOIN_S)
         with contextlib.suppress(Exception):

@@ -83,6 +83,7 @@ class Ros2Robot:
         self._streams: dict[str, Stream] = {}
         self._publishers: dict[str, Any] = {}
         self._sent: Goal | None = None
+        self._may_move = False
 
     def connect(self) -> None:
         """Find every topic, hear every stream, and check what it says; nothing is published.
@@ -135,6 +136,7 @@ class Ros2Robot:
                 hint="Its node ended or its controller was stopped; start it, then deploy again.",
             )  # fmt: skip
         message, gripper = self._message(sent), self._publishers.get("gripper")
+        self._may_move = True  # noted before: Ctrl-C may come between publishing and the next line
         if sent.gripper is not None and gripper is not None:
             assert self.card.gripper is not None
             gripper.publish(as_gripper(gripper.msg_type, sent.gripper, self.card.gripper))
@@ -157,14 +159,14 @@ class Ros2Robot:
 
     def close(self) -> None:
         """Hold if it was commanded, and end the connection; also twice."""
-        link, was_commanded = self._link, self._sent is not None
+        link, was_commanded = self._link, self._may_move
         if link is None:
             return
         if was_commanded:
             self.stop()
         self._link = None
         link.close(flush=tuple(self._publishers.values()) if was_commanded else ())
-        self._publishers, self._streams, self._sent = {}, {}, None
+        self._publishers, self._streams, self._sent, self._may_move = {}, {}, None, False
 
     def when_heard(self, stream: str, call: Callable[[], None]) -> None:
         """Have something quick called in the node's thread whenever a stream brings something new."""

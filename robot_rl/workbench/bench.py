@@ -3,7 +3,7 @@
     train      training samples per second of imitation, MLP and U-Net
     sample     windows per second of our sampler against a torch DataLoader over the same zarr
     data       epochs of our sampler against torch's DataLoader, robomimic's and LeRobot's (bench_data.py)
-    infer      one decision: eager K steps, eager one step, ONNX, of the same net
+    infer      one decision: samplers (DDPM-100, DDIM-10, RTI, one step) by runtimes (torch, compiled, ONNX, OpenVINO, int8)
     env        env steps per second of our adapter against raw ManiSkill
     loop       how late a control loop's turns begin at 100-1000 Hz: pacing, gc, FIFO, mlock, busy neighbours
     safety     what safety layers let through, fault by fault: ours, and the rules of others (docs/safety.md)
@@ -65,18 +65,35 @@ def main(words: Sequence[str]) -> int:
         seconds=options.seconds,
         image_size=options.image_size,
         peer=options.peer,
+        nets=tuple(word for word in options.nets.split(",") if word),
+        compiled=options.compile,
+        policy=options.policy,
+        one_step=options.one_step,
+        episodes=options.episodes,
     )
     results: dict[str, Any] = {}
     for name in chosen:
-        print(f"bench {name} ...", file=sys.stderr)
-        results[name] = measure(name, sizes, force=options.force, own_load=bool(results))
-        print(as_table(name, results[name]), flush=True)
-        if options.json is not None:  # after each, so that a refusal later keeps what was measured
-            write_json(options.json, results, words)
+        for title, part in parts(name, sizes).items():
+            print(f"bench {title} ...", file=sys.stderr)
+            results[title] = measure(name, part, force=options.force, own_load=bool(results))
+            print(as_table(title, results[title]), flush=True)
+            if options.json is not None:  # after each, so that a refusal or Ctrl-C later keeps what was measured
+                write_json(options.json, results, words)
     refused = [name for name, result in results.items() if result["refused"]]
     if refused:
         print(f"robot-rl: ratios refused: {', '.join(refused)}; {_REMEDY}", file=sys.stderr)
     return 1 if refused else 0
+
+
+def parts(name: str, options: Options) -> dict[str, Options]:
+    """Parts in which a benchmark is measured and printed, title -> options: those that its module names, or all at once.
+
+    Raises:
+        BenchError: the module does not take the options.
+    """
+    split = getattr(importlib.import_module(f"robot_rl.workbench.bench_{name}"), "parts", None)
+    found: dict[str, Options] = {"": options} if split is None else split(options)
+    return {f"{name} {part}".strip(): own for part, own in found.items()}
 
 
 _REMEDY = "stop other work and measure again, or use --force to see ratios that can't be trusted."
@@ -111,7 +128,7 @@ def measure(name: str, options: Options, *, force: bool, own_load: bool = False)
         )  # fmt: skip
     watch = LoadWatch()
     report: Report = importlib.import_module(f"robot_rl.workbench.bench_{name}").run(options)
-    during, after = watch.others(), os.getloadavg()[0]
+    during, after = watch.others(unseen_s=report.unseen_s), os.getloadavg()[0]
     overloaded = overloaded or is_overloaded(during, load=after, cpus=cpus, own_load=True)
     refused = overloaded and not force and bool(report.comparisons)
     return {
@@ -141,8 +158,9 @@ def as_table(name: str, result: Mapping[str, Any]) -> str:
         times = [f"{m[key]:.4g}" for key in ("min_ms", "p50_ms", "p99_ms")]
         rows.append((m["name"], times[0], times[1], times[2], f"{m['rate_p50']:,.5g} {m['unit']}/s"))
     parts = [as_columns(rows)]
-    if "table" in result["facts"]:  # of its own, first row the heading
-        parts.append(as_columns([tuple(row) for row in result["facts"]["table"]]))
+    for own in ("table", "episodes_table"):  # first row the heading
+        if own in result["facts"]:
+            parts.append(as_columns([tuple(row) for row in result["facts"][own]]))
     if result["ratios"]:
         lines = [("ratio", "p50", "95 %", "of minima", "target", "met")]
         for r in result["ratios"]:
@@ -199,6 +217,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peer", metavar="PYTHON", help="of LeRobot's environment, for `lerobot` (tests/peers/lerobot.sh)"
     )
+    infer = parser.add_argument_group("infer")
+    infer.add_argument("--nets", default="", help="some of mlp,unet5,unet65 (default: all)")
+    infer.add_argument("--compile", action="store_true", help="torch.compile too (minutes; needs a C++ compiler)")
+    infer.add_argument("--policy", metavar="RUN", help="a trained diffusion policy in place of random weights, with --env, --dataset")
+    infer.add_argument("--one-step", metavar="RUN", help="a one-step head to show with --policy")
+    infer.add_argument("--episodes", type=_positive, default=100, help="that every setting of --policy plays (default 100)")
     return parser
 
 

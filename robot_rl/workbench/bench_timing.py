@@ -39,6 +39,7 @@ class Contender:
         repeats: calls in a round, each timed by itself.
         prepare: called before each round, not timed.
         settle_s: pause behind each round, so that work left in the background does not fall on the next contender.
+        most_rounds: it plays no more than the first so many; None for all.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Contender:
     repeats: int = 1
     prepare: Callable[[], object] | None = None
     settle_s: float = 0.0
+    most_rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,13 @@ class Report:
         measurements: of all contenders.
         comparisons: ratios to show.
         facts: JSON types: sizes, versions, checks.
+        unseen_s: CPU seconds of its own processes that no system clock of this process has any more, see own_seconds.
     """
 
     measurements: tuple[Measurement, ...]
     comparisons: tuple[Comparison, ...]
     facts: dict[str, Any]
+    unseen_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,11 @@ class Options:
         seconds: of the longest measurement of `ros2`.
         image_size: pixels a side of `vision`.
         peer: Python of LeRobot's environment, for `lerobot`.
+        nets: of `infer`; empty for all.
+        compiled: `infer` measures torch.compile too, which takes minutes.
+        policy: run of a diffusion policy for `infer`, in place of random weights; needs `dataset`.
+        one_step: run of a one-step head for `infer` with `policy`.
+        episodes: a setting plays in `env`, for `infer` with `policy`.
     """
 
     rounds: int = 15
@@ -136,14 +145,22 @@ class Options:
     seconds: float = 60.0
     image_size: int = 128
     peer: str | None = None
+    nets: tuple[str, ...] = ()
+    compiled: bool = False
+    policy: str | None = None
+    one_step: str | None = None
+    episodes: int = 100
 
 
-def interleave(contenders: Sequence[Contender], *, rounds: int) -> tuple[Measurement, ...]:
+def interleave(
+    contenders: Sequence[Contender], *, rounds: int, on_turn: Callable[[str], None] = lambda name: None
+) -> tuple[Measurement, ...]:
     """Time the contenders in turns; the first round warms up and is thrown away.
 
     Args:
         contenders: at least one; names differ.
         rounds: R, measured rounds.
+        on_turn: called with the name of a contender behind each of its rounds, not timed.
 
     Raises:
         BenchError: no rounds, or two contenders of one name.
@@ -157,9 +174,12 @@ def interleave(contenders: Sequence[Contender], *, rounds: int) -> tuple[Measure
     seconds = {name: list[list[float]]() for name in names}
     for turn in range(rounds + 1):
         for contender in contenders:
+            if contender.most_rounds is not None and turn > contender.most_rounds:
+                continue
             row = _round(contender)
             if turn:
                 seconds[contender.name].append(row)
+            on_turn(contender.name)
     return tuple(Measurement(c.name, c.work, c.unit, np.array(seconds[c.name], np.float64)) for c in contenders)
 
 
@@ -177,14 +197,15 @@ def _round(contender: Contender) -> list[float]:
 
 
 def compare(ours: Measurement, peer: Measurement, *, target: float | None) -> dict[str, Any]:
-    """Ratio of the rates ours / peer.
+    """Ratio of the rates ours / peer, over the rounds that both played.
 
     Returns:
         `ratio`: median over rounds of the ratio of the round medians; `low`, `high`: its 95 % percentile bootstrap
         interval over rounds (Efron 1979; 2,000 resamples, seed 0), None below 5 rounds; `ratio_best`: of the fastest
         calls; `target`; `met`: ratio >= target, None without one.
     """
-    rates = np.stack([m.work / m.round_seconds for m in (ours, peer)])
+    both = min(len(ours.seconds), len(peer.seconds))
+    rates = np.stack([m.work / m.round_seconds[:both] for m in (ours, peer)])
     ratios = rates[0] / rates[1]
     low = high = None
     if len(ratios) >= 5:
@@ -203,12 +224,16 @@ class LoadWatch:
     """How many cores other processes used since it was made, from the system's CPU clocks."""
 
     def __init__(self) -> None:
-        self._began, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+        self._began, self._busy, self._own = time.monotonic(), _busy_seconds(), own_seconds()
 
-    def others(self) -> float:
-        """Cores in use by other processes, mean since it was made; this process and its children are taken out."""
+    def others(self, *, unseen_s: float = 0.0) -> float:
+        """Cores in use by other processes, mean since it was made; this process and its children are taken out.
+
+        Args:
+            unseen_s: see Report.
+        """
         passed = max(time.monotonic() - self._began, 1e-9)
-        return max(0.0, (_busy_seconds() - self._busy - (_own_seconds() - self._own)) / passed)
+        return max(0.0, (_busy_seconds() - self._busy - (own_seconds() - self._own) - unseen_s) / passed)
 
 
 def probe_others() -> float:
@@ -244,8 +269,11 @@ def _busy_seconds() -> float:
     )
 
 
-def _own_seconds() -> float:
-    """CPU seconds of this process and its children, ended or not."""
+def own_seconds() -> float:
+    """CPU seconds of this process and its children, ended or not.
+
+    Of a child's children that ended before it waited for them nothing is known any more: then it falls (Ray's workers).
+    """
     import psutil
 
     times = os.times()

@@ -416,6 +416,27 @@ def test_ctrl_c_holds_and_ends(arm: FakeArm, arm_domain: int) -> None:
         process.wait()
 
 
+def test_ctrl_c_inside_the_first_command_holds_too(
+    arm: FakeArm, arm_domain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robot = Ros2Robot(Ros2RobotConfig(domain_id=arm_domain), card=CARD)
+    robot.connect()
+    publisher = robot._publishers["arm"]
+    publish = publisher.publish
+
+    def interrupted(message: Any) -> None:
+        publish(message)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publisher, "publish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        robot.command(Goal(position=np.full(7, 0.25)))
+    robot.close()
+    arm.expect(lambda entry: "arm" in entry and entry["arm"]["data"] == [0.25] * 7)
+    arm.expect(lambda entry: "arm" in entry and np.allclose(entry["arm"]["data"], JOINTS))
+
+
 def test_a_card_that_contradicts_itself_is_refused() -> None:
     assert CARD.ros2 is not None
     with pytest.raises(ConfigError, match="Float64MultiArray or JointState for joint_position"):

@@ -128,22 +128,23 @@ def test_overload_on_two_cores(others: float, load: float, own_load: bool, overl
 
 
 def test_others_are_the_machine_without_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"busy": iter([100.0, 107.0]), "own": iter([10.0, 14.0]), "time": iter([0.0, 2.0])}
+    values = {"busy": iter([100.0, 107.0] * 2), "own": iter([10.0, 14.0, 10.0, 13.0]), "time": iter([0.0, 2.0] * 2)}
     monkeypatch.setattr(bench_timing, "_busy_seconds", lambda: next(values["busy"]))
-    monkeypatch.setattr(bench_timing, "_own_seconds", lambda: next(values["own"]))
+    monkeypatch.setattr(bench_timing, "own_seconds", lambda: next(values["own"]))
     monkeypatch.setattr(bench_timing, "time", SimpleNamespace(monotonic=lambda: next(values["time"])))
     assert bench_timing.LoadWatch().others() == 1.5  # 7 s in use, 4 of them ours, in 2 s
+    assert bench_timing.LoadWatch().others(unseen_s=1.0) == 1.5  # one of the 4 was of a process that nobody waited for
 
 
 def test_children_are_own_work_while_they_run_and_behind_it() -> None:
-    before = bench_timing._own_seconds()
+    before = bench_timing.own_seconds()
     burn = "import time\nwhile time.process_time() < 0.5: pass\nprint('burnt', flush=True)\ninput()"
     child = subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "burnt\n"
-    assert bench_timing._own_seconds() - before >= 0.45
+    assert bench_timing.own_seconds() - before >= 0.45
     child.communicate("\n")
-    assert 0.45 <= bench_timing._own_seconds() - before < 5
+    assert 0.45 <= bench_timing.own_seconds() - before < 5
 
 
 def test_machine_clocks_run_in_seconds() -> None:
@@ -168,7 +169,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(bench, "probe_others", lambda: load["before"])
     monkeypatch.setattr(bench, "allowed_cpus", lambda: [0, 1])
     monkeypatch.setattr(bench, "usable_cores", lambda: 1.5)
-    monkeypatch.setattr(bench.LoadWatch, "others", lambda self: load["during"])
+    monkeypatch.setattr(bench.LoadWatch, "others", lambda self, unseen_s: load["during"])
     monkeypatch.setattr(bench.os, "getloadavg", lambda: (load["average"], 0.0, 0.0))
     return load
 
