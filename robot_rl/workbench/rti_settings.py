@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.algorithms.diffusion import FinalAlpha, SamplingMode
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.contracts import check_is_diffusion
 from robot_rl.errors import ConfigError, PolicyError
@@ -69,7 +70,11 @@ def settings_beside(
     own = policy.sampler
     out: list[Setting] = []
     if ddpm:
-        every = policy.with_steps(own.num_levels, mode=SamplingMode.eta1)
+        every = copy.copy(policy)
+        # Down to the clean sample and all but without RL's noise floor, as DDPM is.
+        every.sampler = replace(
+            own, levels=tuple(reversed(range(own.num_levels))), final_alpha=FinalAlpha.one, mode=SamplingMode.eta1, sigma_min=1e-6
+        )  # fmt: skip
         out.append(Setting(f"DDPM, {own.num_levels} steps", "ddim", every, own.num_levels))
     counts = [count for count in sorted({*forwards, 5}, reverse=True) if count < own.num_steps]
     out += [

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from robot_rl.algorithms.diffusion import step_coefficients
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.envs.point_reach import PointReach, PointReachConfig
 from robot_rl.errors import ConfigError, PolicyError
@@ -100,6 +101,19 @@ def test_the_same_sampler_is_no_distance_away_and_plays_the_same(checkpoints: tu
     assert first.records == second.records
     assert len(first.jumps) == 3 * 9
     assert np.isfinite(first.jumps).all()
+
+
+def test_ddpm_is_every_level_down_to_the_clean_sample(checkpoints: tuple[Path, Path]) -> None:
+    reference = reference_of(str(checkpoints[0]))
+    ddpm = settings_beside(reference, levels=[21], forwards=[2], one_step=[], ddpm=True, max_jump=2.0)[0]
+    sampler = ddpm.policy.sampler
+    assert (ddpm.name, ddpm.forwards) == ("DDPM, 100 steps", 100)
+    assert (sampler.levels, sampler.mode.value) == (tuple(range(99, -1, -1)), "eta1")
+    last = step_coefficients(sampler)[-1]
+    # At level 0 nothing of the latent and no noise is left: its estimate of the clean sample is the action.
+    assert (last.next_signal, last.direction, last.std) == pytest.approx((1.0, 0.0, 0.0), abs=1e-5)
+    env = {"_target_": "robot_rl.envs.point_reach.make_env", "max_episode_steps": 8}
+    assert play(ddpm, env, range(2), num_envs=2).number == 2
 
 
 def test_wrong_words_are_refused(checkpoints: tuple[Path, Path]) -> None:
