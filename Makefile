@@ -33,11 +33,12 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) constraints/ros2-jazzy.txt
 	  echo "robot-rl: looked for: $(PYTHON) python3.11 python3.12 python3. Use PYTHON=/path/to/python make setup." >&2; \
 	  exit 1; \
 	fi; \
-	echo "robot-rl: $$("$$python" --version) -> $(VENV) (about 2 GB with torch for the CPU, 6 GB with CUDA; minutes)"; \
+	echo "robot-rl: $$("$$python" --version) -> $(VENV) (about 4 GB with torch for the CPU, more with CUDA; minutes to half an hour, in which pip says nothing)"; \
 	"$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[train,sim,pusht,export,openvino,baselines,vla,data,ros2,teleop,ray,slurm,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -r constraints/ros2-jazzy.txt
 	$(BIN)/python -m pip check
+	@echo "robot-rl: ready; 'source $(VENV)/bin/activate' puts robot-rl on the PATH of this terminal"
 	@touch $@
 
 demo: setup

@@ -108,7 +108,7 @@ class Connecting:
             f"robot {self._card.name!r}",
             expected=f"all its topics within {self._card.thresholds.connect_s:g} s",
             got="\n  ".join(["", *found]) + "\n",
-            hint=f"{hint} Is it ROS_DOMAIN_ID, or the discovery range?",
+            hint=f"{hint} Is the driver up yet (a simulated arm says so), on the same ROS_DOMAIN_ID and discovery range?",
         )
 
     def _state(self, stream: Stream) -> str:

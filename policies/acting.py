@@ -97,6 +97,14 @@ class ActingPolicy(nn.Module):
         action = self.normalizer.invert(ACTION, normalized.clamp(-1, 1))
         return torch.clamp(action, self.action_low, self.action_high)
 
+    def normalized_chunk(self, actions: Float32[Array, "B G A"]) -> Float32[Array, "B G A"]:
+        """Inverse of `physical_action`, as far as it has one: to [-1, 1]; an element that never varied to its constant.
+
+        Args:
+            actions: physical; as many as the policy denoises (noise_shape).
+        """
+        return self.normalizer.apply(ACTION, actions).clamp(-1, 1)
+
     def reset(self, mask: Bool[Array, " N"]) -> None:
         """Nothing to forget, where a policy keeps no state between decisions."""
 

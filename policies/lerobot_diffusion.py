@@ -153,6 +153,7 @@ class LeRobotDiffusionPolicy(ChainPolicy):
     """
 
     config: LeRobotDiffusionConfig
+    still: torch.Tensor
 
     def __init__(
         self, config: LeRobotDiffusionConfig, spec: EnvSpec, statistics: Mapping[str, Mapping[str, torch.Tensor]]
@@ -163,6 +164,9 @@ class LeRobotDiffusionPolicy(ChainPolicy):
         self.encoder = LeRobotEncoder(config.checkpoint, config.names, statistics)
         self.unet = LeRobotUNet(config.checkpoint, action_size=spec.action.size, condition_size=self.encoder.size)
         self._clamped = _ClampedSample(self.unet, config.checkpoint)
+        still = torch.zeros(spec.action.size, dtype=torch.bool)
+        still[list(self.normalizer.near_constant(ACTION))] = True
+        self.register_buffer("still", still, persistent=False)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -183,6 +187,10 @@ class LeRobotDiffusionPolicy(ChainPolicy):
         """Actions from the newest frame on, in the robot's units, within the spec's bounds."""
         action = self.normalizer.invert(ACTION, normalized[:, self.config.history - 1 :])
         return torch.clamp(action, self.action_low, self.action_high)
+
+    def normalized_chunk(self, actions: Float32[Array, "B H A"]) -> Float32[Array, "B H A"]:
+        """See ActingPolicy. An element that never varied was -1 in training, and its rounding errors divided by 1e-8."""
+        return super().normalized_chunk(actions).masked_fill(self.still, -1.0)
 
     def forward(self, arrays: dict[str, Any], noise: Float32[Array, "N draws H A"]) -> Float32[Array, "N Tp A"]:
         """The whole policy as one graph, for export; see ChainPolicy.forward. Noise is longer than what comes out."""

@@ -2,10 +2,13 @@
 
 It falls back to full denoising where there is no chunk to start from (first call, after `reset`) and where the observation
 jumped. Every row keeps its own state, so a batch plays what its envs would play one by one.
+deploy/rti_policy.py is the same policy as two exported files.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 
 from robot_rl.algorithms.diffusion import sample_final
 from robot_rl.algorithms.warm_start import (
+    StartKind,
     WarmStart,
     measured_contraction,
     remaining_sampler,
@@ -23,40 +27,21 @@ from robot_rl.algorithms.warm_start import (
 )
 from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.data.element_names import gripper_elements
+from robot_rl.deploy.onnx_passes import ExportPass
+from robot_rl.deploy.rti_policy import WarmCounts
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
 from robot_rl.wrapped_policy import WrappedPolicy
 
-from .acting import check_noise
-
-
-@dataclass(frozen=True)
-class WarmCounts:
-    """Decisions so far, one for each env of each call.
-
-    Attributes:
-        warm: started from the last chunk.
-        first: denoised in full, for there was no chunk (first call, after a reset).
-        jump: denoised in full, for the observation jumped or the last chunk was not finite.
-        full: denoised in full, for rti.level is the noisiest level.
-    """
-
-    warm: int = 0
-    first: int = 0
-    jump: int = 0
-    full: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """Plain dict of JSON types."""
-        return asdict(self)
+from .acting import ACTION, check_noise
 
 
 @dataclass(frozen=True)
 class _Last:
-    """The last decision: chunk (N, Tp, A) normalised, newest frame (N, D) normalised, known (N,)."""
+    """After a decision: guess (N, G, A) for the next one, physical; newest frame (N, D) normalised; who has a guess (N,)."""
 
-    chunk: torch.Tensor
+    guess: torch.Tensor
     frame: torch.Tensor
     known: torch.Tensor
 
@@ -73,13 +58,16 @@ class WarmStartedPolicy(WrappedPolicy):
         PolicyError: a level that its sampler does not have, or an element that the action lacks.
     """
 
+    starts_warm = True
+
     def __init__(self, policy: Any, warm: WarmStart) -> None:
         warm.validate()
         super().__init__(policy)
         self.warm = warm
         self.sampler = remaining_sampler(policy.sampler, warm.level, warm.steps)
         self.is_full = self.sampler == policy.sampler
-        self.discrete_at = _discrete_elements(policy.spec, warm)
+        still = policy.normalizer.near_constant(ACTION)
+        self.discrete_at = tuple(at for at in _discrete_elements(policy.spec, warm) if at not in still)
         self.counts = WarmCounts()
         self._last: _Last | None = None
 
@@ -91,7 +79,7 @@ class WarmStartedPolicy(WrappedPolicy):
 
     def describe(self) -> dict[str, Any]:
         """JSON types for the protocol of an evaluation: the settings, with the levels and elements that they came to."""
-        settings = asdict(self.warm) | {"start": self.warm.start.value}
+        settings = asdict(self.warm) | {"start": self.warm.start.value, "discrete_scale": self.warm.sign_size}
         return settings | {"levels": list(self.sampler.levels), "discrete_at": list(self.discrete_at)}
 
     @property
@@ -99,6 +87,60 @@ class WarmStartedPolicy(WrappedPolicy):
         """(draws, Tp, A) of full denoising; a warm start reads the first of the draws."""
         shape: tuple[int, int, int] = self.policy.noise_shape
         return shape
+
+    @property
+    def noise_draws(self) -> int:
+        """How many of the draws a warm start reads; 0 where nothing is drawn."""
+        is_drawn = self.warm.start is StartKind.noised or self.sampler.noise_draws > 1
+        return self.sampler.noise_draws if is_drawn else 0
+
+    def for_export(self, passes: Sequence[ExportPass]) -> tuple[WarmStartedPolicy, tuple[ExportPass, ...]]:
+        """This policy in cheaper operators at the levels of its warm start, for `graph`, and the passes that applied."""
+        inner, other = copy.copy(self.policy), copy.copy(self)
+        inner.sampler = self.sampler
+        other.policy, applied = inner.for_export(passes)
+        return other, applied
+
+    def graph(
+        self, arrays: Mapping[str, Array], guess: Float32[Array, "N G A"], noise: Float32[Array, "N draws G A"] | None
+    ) -> Float32[Array, "N Tp A"]:
+        """A warm decision but for what jumps (the elements with two values, and whether it may start warm), for export.
+
+        Args:
+            arrays: float32 (N, To, size) by key, uint8 for images.
+            guess: physical; its elements with two values at the size of `sign_size` already.
+            noise: `noise_draws` draws; None for none.
+
+        Returns:
+            Physical actions.
+        """
+        out = self._refined(self.policy.normalized_chunk(guess), self.policy.encoder.encode(arrays), noise)
+        actions: torch.Tensor = self.policy.physical_action(out)
+        return actions
+
+    def start_from(self, rest: Float32[Array, "Tp A"] | None) -> None:
+        """What the next decision of the one env starts from, in place of the rest of its last chunk.
+
+        Args:
+            rest: physical actions from the next decision on; None: nothing, so it is denoised in full.
+
+        Raises:
+            PolicyError: there are several envs.
+        """
+        if self._last is None:
+            return  # without a frame to compare with, the decision is denoised in full anyway
+        self._check_rows(1)
+        known = torch.full_like(self._last.known, rest is not None)
+        guess = self._last.guess
+        if rest is not None:
+            given = torch.as_tensor(rest, dtype=torch.float32, device=self.device)[None]
+            guess = shift_chunk(given, 0, past=self._past)
+        self._last = replace(self._last, guess=guess, known=known)
+
+    @property
+    def _past(self) -> int:
+        """Actions that it denoises before the first that it returns."""
+        return self.noise_shape[1] - int(self.policy.config.horizon)
 
     def reset(self, mask: Bool[Array, " N"]) -> None:
         """Forget the chunks of the envs in `mask`.
@@ -132,10 +174,12 @@ class WarmStartedPolicy(WrappedPolicy):
             chunk[~is_warm] = policy.sample(condition[~is_warm], noise[~is_warm])
         if bool(is_warm.any()):
             assert self._last is not None
-            chunk[is_warm] = self._continue(self._last.chunk[is_warm], condition[is_warm], noise[is_warm])
+            chunk[is_warm] = self._continue(self._last.guess[is_warm], condition[is_warm], noise[is_warm])
         self._count(known, is_warm)
-        self._last = _Last(chunk.clamp(-1, 1), frame, torch.ones_like(known))
-        return ActionChunk(actions=policy.physical_action(chunk), execute=policy.config.execute)
+        actions, execute = policy.physical_action(chunk), policy.config.execute
+        # From what is returned, as an exported file, which knows no more, starts.
+        self._last = _Last(shift_chunk(actions, execute, past=self._past), frame, torch.ones_like(known))
+        return ActionChunk(actions=actions, execute=execute)
 
     @torch.no_grad()
     def contraction(
@@ -167,16 +211,21 @@ class WarmStartedPolicy(WrappedPolicy):
 
         return measured_contraction(finish, latent, radius=radius, generator=generator)
 
-    def _continue(self, last: Array, condition: Array, noise: Array) -> Array:
-        """The chunks that follow the `last` ones, normalised."""
-        guess = shift_chunk(last, self.policy.config.execute)
-        guess = scale_discrete(guess, self.discrete_at, self.warm.discrete_scale)
+    def _continue(self, guess: Array, condition: Array, noise: Array) -> Array:
+        """The chunks that follow from guesses (physical), normalised."""
+        start = scale_discrete(self.policy.normalized_chunk(guess), self.discrete_at, self.warm.sign_size)
+        return threshold_discrete(self._refined(start, condition, noise), self.discrete_at)
+
+    def _refined(self, guess: Array, condition: Array, noise: Array | None) -> Array:
+        """What the levels that remain make of a normalised guess, unclipped."""
         first, kind = self.sampler.levels[0], self.warm.start
-        latent = start_latent(guess, noise[:, 0], level=first, num_levels=self.sampler.num_levels, kind=kind)
-        draws = torch.cat([latent[:, None], noise[:, 1 : self.sampler.noise_draws]], dim=1)
+        drawn = guess if noise is None else noise[:, 0]
+        latent = start_latent(guess, drawn, level=first, num_levels=self.sampler.num_levels, kind=kind)
+        draws = latent[:, None]
+        if noise is not None and self.sampler.noise_draws > 1:
+            draws = torch.cat([draws, noise[:, 1 : self.sampler.noise_draws]], dim=1)
         # The rule of DiffusionPolicy.sample, under the sampler of the levels that remain.
-        out = sample_final(lambda x, level: self.policy.denoiser(x, level, condition), draws, self.sampler)
-        return threshold_discrete(out, self.discrete_at)
+        return sample_final(lambda x, level: self.policy.denoiser(x, level, condition), draws, self.sampler)
 
     def _frame(self, observation: Observation) -> Array:
         """Newest frame of the numbers that the policy observes, normalised (N, D); images and points are not looked at."""
@@ -198,7 +247,7 @@ class WarmStartedPolicy(WrappedPolicy):
             return known, torch.zeros_like(known)
         change = (frame - self._last.frame).abs().amax(dim=-1)
         # A comparison with NaN is False: what can't be compared is a jump.
-        return known, known & (change <= self.warm.max_jump) & self._last.chunk.isfinite().all(dim=(1, 2))
+        return known, known & (change <= self.warm.max_jump) & self._last.guess.isfinite().all(dim=(1, 2))
 
     def _check_rows(self, number: int) -> None:
         assert self._last is not None
@@ -212,8 +261,9 @@ class WarmStartedPolicy(WrappedPolicy):
         warm, first = int(is_warm.sum()), int((~known).sum())
         rest = len(known) - warm - first
         jump, full = (0, rest) if self.is_full else (rest, 0)
-        old = self.counts
-        self.counts = WarmCounts(old.warm + warm, old.first + first, old.jump + jump, old.full + full)
+        counts = self.counts
+        counts.warm, counts.first = counts.warm + warm, counts.first + first
+        counts.jump, counts.full = counts.jump + jump, counts.full + full
 
 
 def _discrete_elements(spec: EnvSpec, warm: WarmStart) -> tuple[int, ...]:

@@ -130,6 +130,9 @@ class DelayedActor:
         plan = row.player.continuation(row.step, expected=expected) if self._kind is Execution.rtc else None
         if plan is not None:
             row.actor.policy.continue_from(*plan)  # type: ignore[attr-defined]
+        if getattr(self._policy, "starts_warm", False):
+            rest = row.player.rest(row.step)
+            row.actor.policy.start_from(None if rest is None else rest[0])  # type: ignore[attr-defined]
         began = time.perf_counter()
         chunk = row.actor.act(observation, episode_seeds=seed, new_episode=np.array([row.is_new]))
         taken_ms = 1e3 * (time.perf_counter() - began)

@@ -45,8 +45,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if words is None else words)
     is_tool = bool(words) and words[0] in TOOLS  # tools have options of their own
-    options = _parser().parse_intermixed_args([] if is_tool else words)
+    options, unknown = _parser().parse_known_intermixed_args([] if is_tool else words)
     try:
+        if unknown:
+            raise ConfigError(
+                f"option {unknown[0]!r}", expected="an option of `robot-rl --help`", got="none of that name",
+                hint="Keys of a command have no dashes, and `=`: `num_episodes=5`. `robot-rl <command> --help` lists them.",
+            )  # fmt: skip
         if is_tool:
             return _run_tool(words[0], [word for word in words[1:] if word != "--debug"])
         if options.command is None or (options.help and options.command not in STAGES):

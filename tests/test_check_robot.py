@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from robot_rl.checks.findings import Severity, has_errors
-from robot_rl.checks.robot import check_robot
+from robot_rl.checks.robot import ROBOT_CHECKS, check_robot
 from robot_rl.deploy.schedule import ManualClock
 from robot_rl.hardware.mock_faults import Fault, FaultKind
 from robot_rl.hardware.mock_robot import MockRobot, MockRobotConfig
@@ -47,6 +47,11 @@ def test_a_good_robot_passes() -> None:
 def test_every_fault_is_found(fault: Fault, check: str) -> None:
     findings = found(replace(GOOD, faults=(fault,)))
     assert findings.get(check) is Severity.error, findings
+
+
+def test_what_was_not_looked_at_is_not_called_good() -> None:
+    findings = found(replace(GOOD, faults=(Fault(FaultKind.read_error),)))
+    assert findings == {"connect": Severity.error} | dict.fromkeys(ROBOT_CHECKS[1:], Severity.skipped)
 
 
 def test_a_slow_stream_is_found() -> None:

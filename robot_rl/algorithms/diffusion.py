@@ -189,6 +189,11 @@ def squared_cosine_alpha_bar(num_levels: int = 100) -> Float64[Array, " T"]:
     return torch.tensor(_schedule(num_levels), dtype=torch.float64)
 
 
+def alpha_bar_at(level: int, num_levels: int) -> float:
+    """One value of `squared_cosine_alpha_bar` as a Python float, which an exporter sees as a constant."""
+    return _schedule(num_levels)[level]
+
+
 def _schedule(num_levels: int) -> list[float]:
     # Plain floats, so that an exporter that traces a policy sees constants and no tensor code.
     curve = [math.cos((k / num_levels + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(num_levels + 1)]
@@ -209,12 +214,15 @@ def _check_steps(num_levels: int, num_steps: int) -> None:
 def leading_levels(num_levels: int, num_steps: int, offset: int = 1) -> tuple[int, ...]:
     """Every (num_levels // num_steps)-th level from `offset` up, noisiest first: 91, 81, ..., 1 for 100, 10, 1.
 
+    Where that would pass the noisiest level, from lower down: 99, ..., 0 for 100, 100, 1.
+
     Raises:
         PolicyError: more steps than levels.
     """
     _check_steps(num_levels, num_steps)
     stride = num_levels // num_steps
-    return tuple(k * stride + offset for k in reversed(range(num_steps)))
+    first = min(offset, num_levels - 1 - stride * (num_steps - 1))
+    return tuple(k * stride + first for k in reversed(range(num_steps)))
 
 
 def linspace_levels(num_levels: int, num_steps: int) -> tuple[int, ...]:

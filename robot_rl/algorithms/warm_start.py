@@ -2,8 +2,9 @@
 
 Source: Real-Time Iteration for Diffusion Policy (RTI-DP, arXiv 2508.05396). It feeds the clean guess itself
 (`StartKind.clean`); `scaled` is the mean of the forward process from the guess, and `noised` is a draw of it. A start at
-a low level can't flip a two-valued element (`keep_odds`), so the sign of such an element enters at a small size and what
-is executed is thresholded.
+a low level can't flip a two-valued element (`keep_odds`); RTI-DP has its sign enter at a small size. Behind a noised start
+that is no latent the network knows, and it lost most episodes (docs/rti.md): there it enters as it is, and what changes it
+is the end of the plan. What is executed is thresholded.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from robot_rl.algorithms.diffusion import (
     Prediction,
     Sampler,
-    add_noise,
+    alpha_bar_at,
     linspace_levels,
     reverse_step,
     squared_cosine_alpha_bar,
@@ -49,7 +50,8 @@ class WarmStart:
         steps: network forwards from there, evenly spaced levels; null: the sampler's own levels at or below `level`.
         start: clean, scaled or noised.
         discrete_at: elements of the action that take two values; null: the grippers that the spec names. [] for none.
-        discrete_scale: size of the sign of such an element in the guess, normalised; 0.1 as in RTI-DP, 0 forgets it.
+        discrete_scale: size of the sign of such an element in the guess, normalised; null: 1 for a noised start, which noise
+            brings to where the network was trained, and 0.1 as in RTI-DP for the other starts; 0 forgets it.
         max_jump: largest change of an observed element between decisions, in normalised units (standard deviations of
             the training data); more means full denoising.
     """
@@ -58,8 +60,15 @@ class WarmStart:
     steps: int | None = None
     start: StartKind = StartKind.noised
     discrete_at: tuple[int, ...] | None = None
-    discrete_scale: float = 0.1
+    discrete_scale: float | None = None
     max_jump: float = 2.0
+
+    @property
+    def sign_size(self) -> float:
+        """`discrete_scale`, or that of the kind of start."""
+        if self.discrete_scale is not None:
+            return self.discrete_scale
+        return 1.0 if self.start is StartKind.noised else 0.1
 
     def validate(self) -> None:
         """Check the ranges.
@@ -72,15 +81,24 @@ class WarmStart:
                 "rti", expected="level of 0 or more, steps of 1 or more", got=f"level={self.level} steps={self.steps}",
                 hint="E.g. rti.level=21 rti.steps=3; docs/rti.md says what they mean.",
             )  # fmt: skip
-        if not (0 <= self.discrete_scale <= 1 and self.max_jump > 0):
+        if not (0 <= self.sign_size <= 1 and self.max_jump > 0):
             raise ConfigError(
                 "rti", expected="discrete_scale in 0..1, max_jump above 0",
                 got=f"discrete_scale={self.discrete_scale} max_jump={self.max_jump}", hint="Correct these fields.",
             )  # fmt: skip
 
 
-def shift_chunk(chunk: Float[Array, "B Tp A"], executed: int) -> Float[Array, "B Tp A"]:
+def shift_chunk(chunk: Float[Array, "B Tp A"], executed: int, *, past: int = 0) -> Float[Array, "B G A"]:
     """The rest of a chunk of which `executed` actions were played, its last action repeated.
+
+    Args:
+        chunk: the chunk.
+        executed: how many of its actions were played.
+        past: actions before the rest that stand in front of it, the oldest that is known repeated (of a policy that
+            denoises actions of the past too).
+
+    Returns:
+        past + Tp actions.
 
     Raises:
         PolicyError: executed is not in 0..Tp.
@@ -91,7 +109,8 @@ def shift_chunk(chunk: Float[Array, "B Tp A"], executed: int) -> Float[Array, "B
             "shift of a chunk", expected=f"0 to {horizon} executed actions", got=str(executed),
             hint="Count the actions since this chunk was chosen.",
         )  # fmt: skip
-    return torch.cat([chunk[:, executed:], chunk[:, -1:].expand(-1, executed, -1)], dim=1)
+    index = torch.arange(executed - past, executed + horizon, device=chunk.device).clamp(0, horizon - 1)
+    return chunk[:, index]
 
 
 def scale_discrete(guess: Float[Array, "B Tp A"], at: Sequence[int], scale: float) -> Float[Array, "B Tp A"]:
@@ -116,9 +135,9 @@ def start_latent(
     """The latent at `level` that a guess stands for; `noise` (standard normal) is read for `noised` alone."""
     if kind is StartKind.clean:
         return guess
-    levels = torch.full((len(guess),), level, dtype=torch.int64, device=guess.device)
-    drawn = noise if kind is StartKind.noised else torch.zeros_like(guess)
-    return add_noise(guess, drawn, levels, squared_cosine_alpha_bar(num_levels).to(guess.device))
+    alpha_bar = alpha_bar_at(level, num_levels)
+    scaled = math.sqrt(alpha_bar) * guess
+    return scaled + math.sqrt(1 - alpha_bar) * noise if kind is StartKind.noised else scaled
 
 
 def remaining_sampler(full: Sampler, level: int, steps: int | None = None) -> Sampler:

@@ -6,12 +6,13 @@ Names and topics are looked at by `connect`; here come shapes, numbers, limits, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from robot_rl.checks.findings import Check, Finding, error, run_checks, warning
+from robot_rl.checks.findings import Check, Finding, error, run_checks, skipped, warning
 from robot_rl.contracts import Robot
 from robot_rl.deploy.loop_checks import wrong_calibrations
 from robot_rl.deploy.schedule import Clock, MonotonicClock
@@ -53,7 +54,10 @@ def check_robot(
     trial = RobotTrial(robot, streams=streams, seconds=seconds, clock=MonotonicClock() if clock is None else clock)
     checks: dict[str, Check] = {name: getattr(trial, name) for name in ROBOT_CHECKS}
     connected = run_checks({"connect": checks.pop("connect")})
-    return connected + (run_checks(checks) if trial.readings else [])
+    if trial.readings:
+        return connected + run_checks(checks)
+    unseen = skipped("", expected="readings to look at", got="none", fix="See the finding of `connect`.")
+    return connected + [replace(unseen, check=name) for name in checks]
 
 
 class RobotTrial:

@@ -63,7 +63,7 @@ def require_trainable(
             hint=f"`robot-rl data check` shows them all. If they are meant: ignore_checks=[{names}].",
         )
     seconds = time.monotonic() - began
-    _log.info("%s: no check says that training may not start (%.1f s)", ", ".join(stores), seconds)
+    _log.info("%s: checked in %.1f s, training may start", ", ".join(stores), seconds)
     return {
         "ignored_checks": sorted(ignored),
         "ignored": {path: [one.to_json() for one in errors] for path, errors in left.items() if errors},

@@ -25,7 +25,7 @@ import numpy as np
 from robot_rl.deploy.engine_cache import Precision, file_sha256
 from robot_rl.deploy.onnx_checks import check_parity, read_graph, seeded_feed
 from robot_rl.deploy.onnx_policy import OnnxPolicy
-from robot_rl.deploy.tensorrt_policy import EngineOptions, Runtime, open_policy
+from robot_rl.deploy.tensorrt_policy import EngineOptions, Runtime, open_graph
 from robot_rl.errors import DeployError
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def tuning_key(path: str | Path, options: EngineOptions) -> dict[str, Any]:
         "versions": {name: _version(name) for name in packages},
         "precision": options.precision.value,
         "max_batch": options.max_batch,
-        "tolerance": options.allowed_difference,
+        "tolerance": options.allowed_difference({}),  # what an int8 file needs stands in the file, so in its hash
     }
 
 
@@ -152,7 +152,7 @@ def measure(
             policy = _opened(path, candidate, options)
             errors = getattr(policy, "parity", None) or check_parity(
                 reference.session, policy.session, facts=facts, spec=reference.spec, max_batch=options.max_batch,
-                tolerance=options.allowed_difference, where=f"{path}: {candidate.name}",
+                tolerance=options.allowed_difference(reference.metadata), where=f"{path}: {candidate.name}",
             )  # fmt: skip
             opened.append((candidate, policy.session, max(errors.values())))
         except DeployError as error:
@@ -245,7 +245,7 @@ def write_choice(file: Path, document: dict[str, Any]) -> None:
 
 
 def _opened(path: str | Path, candidate: Candidate, options: EngineOptions) -> OnnxPolicy:
-    return open_policy(path, runtime=candidate.runtime, threads=candidate.threads, options=options)
+    return open_graph(path, runtime=candidate.runtime, threads=candidate.threads, options=options)
 
 
 def _timed(session: Any, feeds: Sequence[dict[str, Any]], share_s: float) -> list[float]:

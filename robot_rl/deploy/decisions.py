@@ -22,7 +22,7 @@ from robot_rl.deploy.execution import (
     question_interval,
     require_blendable,
 )
-from robot_rl.deploy.inference import Answer, ContinuingRunner, PolicyRunner
+from robot_rl.deploy.inference import Answer, ContinuingRunner, PolicyRunner, WarmRunner
 from robot_rl.deploy.policy_words import PolicyInfo
 from robot_rl.deploy.safety import Reason
 from robot_rl.deploy.schedule import Clock, Slot, TimeHistogram
@@ -69,7 +69,7 @@ class Decisions:
 
     Raises:
         ConfigError: an execution that makes no sense for this policy or for a robot.
-        DeployError: rtc with a policy that can't continue a chunk.
+        DeployError: rtc with a policy that can't continue a chunk, or a warm start that nobody can pass on.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Decisions:
                 "execution=rtc", expected="a policy that can continue a chunk: a run or checkpoint directory of a diffusion policy",
                 got="one that can't", hint="Exported files, heads and servers have no gradients: use execution=async.",
             )  # fmt: skip
+        self._warm = _warm_runner(policy, info)
         self._history = ObservationHistory(info.spec, keys=info.keys, history=info.history)
         self._spec, self._requests, self._is_away = info.spec, 0, False
         said = info.spec.action_semantics
@@ -105,7 +106,7 @@ class Decisions:
         self._player.begin()
         self._player.counts = type(self._player.counts)()
         self._history.forget()
-        self.requests = self.answers = self.dropped = self.unanswered = 0
+        self.requests = self.answers = self.dropped = self.unanswered = self.warm_starts = 0
         self.compute, self.delays, self.smoothness = TimeHistogram(), list[int](), Smoothness(self._spec)
 
     @property
@@ -152,6 +153,10 @@ class Decisions:
         plan = None if self._continuing is None else self._player.continuation(index, expected=expected)
         if self._continuing is not None and plan is not None:
             self._continuing.continue_from(*plan)
+        rest = None if self._warm is None else self._player.rest(index)
+        if self._warm is not None and rest is not None:
+            self._warm.start_from(rest[0])
+            self.warm_starts += 1
         self._player.asked(index, expected=expected)
         self._requests += 1
         self._open, self._asked_s, self._asked_index = self._requests, slot.due_s, index
@@ -169,6 +174,10 @@ class Decisions:
             self.smoothness.add(None if due is None else due.action)
         return due
 
+    def overruled(self) -> None:
+        """Something else than the due action was played: as behind a hold, the next chunk neither blends nor starts warm."""
+        self._player.went(is_held=True)
+
     def is_waiting(self, slot: Slot) -> bool:
         """Whether what is waited for may still come in time: the first answer of the episode, or where it stands to ask.
 
@@ -182,7 +191,7 @@ class Decisions:
         """Counts of the episode, chunk execution and smoothness as in an evaluation; JSON types."""
         told = describe(self._timing.execution, self._timing.chunks, latency_ms=None, interval=self._interval)
         execution = self._player.counts.to_json(self.delays)
-        names = ("requests", "answers", "dropped", "unanswered")
+        names = ("requests", "answers", "dropped", "unanswered", *(() if self._warm is None else ("warm_starts",)))
         return {name: getattr(self, name) for name in names} | {
             "execution": told, "chunk_execution": execution, "smoothness": self.smoothness.to_json()
         }  # fmt: skip
@@ -232,6 +241,17 @@ class Decisions:
         if self._has_followed:  # as in an evaluation the first one, for which the robot stood, is no delay
             self.delays.append(index - self._asked_index)
         self._has_followed = True
+
+
+def _warm_runner(policy: PolicyRunner, info: PolicyInfo) -> WarmRunner | None:
+    if not info.starts_warm:
+        return None
+    if not isinstance(policy, WarmRunner):
+        raise DeployError(
+            "policy", expected="a runner that passes on what is being played", got=type(policy).__name__,
+            hint="This policy starts from it (rti.onnx); give it start_from, or deploy its policy.onnx.",
+        )  # fmt: skip
+    return policy
 
 
 def _player_of(info: PolicyInfo, timing: Timing) -> tuple[ChunkPlayer, int]:

@@ -248,12 +248,17 @@ class ChunkPlayer:
         return actions, weights
 
     def rest(self, step: int) -> tuple[Float32[Array, "Tp A"], int] | None:
-        """What is planned from `step` on, its last action repeated, and how many actions of it are planned; None: nothing."""
+        """What is planned from `step` on, its last action repeated, and how many actions of it are planned; None: nothing.
+
+        Of an ensemble that is the average of its chunks, as far as the newest one goes.
+        """
         if self._current is None or self._has_held or step - self._current.start >= self._usable:
             return None
         left = self._current.actions[step - self._current.start :]
         if not len(left):
             return None
+        if self._kind is Execution.ensemble:
+            left = np.stack([self._averaged(later) for later in range(step, step + len(left))])
         padding = np.repeat(left[-1:], self._horizon - len(left), axis=0)
         return np.concatenate([left, padding]), len(left)
 
@@ -290,8 +295,15 @@ class ChunkPlayer:
         self._all = [chunk for chunk in self._all if step - chunk.start < len(chunk.actions)]
         if not self._all or step - self._all[-1].start >= self._usable:
             return None
-        rows = np.stack([chunk.actions[step - chunk.start] for chunk in self._all])
-        return DueAction(ensembled(rows, self._rule.decay), self._all[-1].request, step - self._all[-1].start)
+        return DueAction(self._averaged(step), self._all[-1].request, step - self._all[-1].start)
+
+    def _averaged(self, step: int) -> np.ndarray:
+        """What the chunks of an ensemble that reach as far as `step` have for it."""
+        reaching = [chunk for chunk in self._all if step - chunk.start < len(chunk.actions)]
+        out: np.ndarray = ensembled(
+            np.stack([chunk.actions[step - chunk.start] for chunk in reaching]), self._rule.decay
+        )
+        return out
 
     def _blended(self, new: np.ndarray, step: int) -> np.ndarray:
         old, since = self._before, step - self._taken_at

@@ -33,7 +33,9 @@ from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtim
 from robot_rl.errors import DeployError
 from robot_rl.types import Observation
 
-REQUEST = struct.Struct("<QqqB")  # request, episode seed, decision, whether it continues the plan
+REQUEST = struct.Struct(
+    "<QqqB"
+)  # request, episode seed, decision, whether there is a plan to continue or to start from
 WARM_UP_CALLS = 3
 
 
@@ -134,6 +136,15 @@ class ContinuingRunner(PolicyRunner, Protocol):
         ...
 
 
+@runtime_checkable
+class WarmRunner(PolicyRunner, Protocol):
+    """One whose policy starts from the rest of what is being played; PolicyInfo says whether it does (RTI)."""
+
+    def start_from(self, rest: Float32[Array, "Tp A"]) -> None:
+        """Before `ask`: what is planned from that step on, for one request. A request without starts from nothing."""
+        ...
+
+
 def load_policy(source: PolicySource) -> Any:
     """The policy of a source; see PolicySource.
 
@@ -156,7 +167,7 @@ def info_of(policy: Any) -> PolicyInfo:
     config = policy.config
     return PolicyInfo(
         policy.spec, tuple(config.observation_keys), config.history, config.horizon, config.execute,
-        can_continue=hasattr(policy, "continue_from"),
+        can_continue=hasattr(policy, "continue_from"), starts_warm=bool(getattr(policy, "starts_warm", False)),
     )  # fmt: skip
 
 
@@ -172,6 +183,7 @@ class SameThreadPolicy:
     def __init__(self, policy: Any, *, clock: Clock, latency_s: Callable[[int], float] = lambda request: 0.0) -> None:
         self._policy, self._clock, self._latency_s = policy, clock, latency_s
         self._open: tuple[float, Answer] | None = None
+        self._rest: Array | None = None
         self.failure = ""
 
     def start(self) -> PolicyInfo:
@@ -187,10 +199,17 @@ class SameThreadPolicy:
         """See ContinuingRunner."""
         self._policy.continue_from(actions, weights)
 
+    def start_from(self, rest: Float32[Array, "Tp A"]) -> None:
+        """See WarmRunner."""
+        self._rest = rest
+
     def ask(self, request: int, observation: Observation, *, episode_seed: int, decision: int) -> None:
         """See PolicyRunner."""
         began = time.perf_counter()
+        rest, self._rest = self._rest, None
         try:
+            if info_of(self._policy).starts_warm:
+                self._policy.start_from(rest)
             chunk = self._policy.act(observation, self._policy.noise().draw([episode_seed], [decision]))
             actions = checked(chunk.actions, info_of(self._policy))
             answer = Answer(request, actions, time.perf_counter() - began)
@@ -229,7 +248,7 @@ class ProcessPolicy:
         self._child: Child | None = None
         self._arrays: SharedArrays | None = None
         self._open: int | None = None
-        self._is_continued = False
+        self._has_plan = False
         self._info: PolicyInfo | None = None
         self._failure = ""
         self.warm_up_s: tuple[float, ...] = ()
@@ -281,7 +300,13 @@ class ProcessPolicy:
         """See ContinuingRunner."""
         assert self._arrays is not None
         self._arrays["plan"][:], self._arrays["weights"][:] = actions, weights
-        self._is_continued = True
+        self._has_plan = True
+
+    def start_from(self, rest: Float32[Array, "Tp A"]) -> None:
+        """See WarmRunner."""
+        assert self._arrays is not None
+        self._arrays["plan"][:] = rest
+        self._has_plan = True
 
     def ask(self, request: int, observation: Observation, *, episode_seed: int, decision: int) -> None:
         """See PolicyRunner."""
@@ -290,8 +315,8 @@ class ProcessPolicy:
         for key, array in observation.arrays().items():
             if array.size:
                 self._arrays[f"observation/{key}"][:] = array
-        self._open, is_continued, self._is_continued = request, self._is_continued, False
-        if not self._child.send(REQUEST.pack(request, episode_seed, decision, is_continued)) and not self.failure:
+        self._open, has_plan, self._has_plan = request, self._has_plan, False
+        if not self._child.send(REQUEST.pack(request, episode_seed, decision, has_plan)) and not self.failure:
             self._failure = "the process of the policy takes no requests"
 
     def poll(self, wait_s: float = 0.0) -> Answer | None:

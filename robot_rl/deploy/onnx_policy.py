@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import DeployError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
+
+if TYPE_CHECKING:
+    from robot_rl.deploy.rti_policy import RtiPolicy
 
 FORMAT = "robot-rl policy 1"
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -58,6 +61,7 @@ class OnnxPolicy:
     """
 
     device = None
+    runtime = "onnx"
 
     def __init__(
         self, path: str | Path, *, provider: str = CPU_PROVIDER, allow_cpu: bool = False, threads: int = 1,
@@ -88,7 +92,21 @@ class OnnxPolicy:
         """Run the graph once; numpy in and out.
 
         Raises:
-            DeployError: when a key the graph wants is missing.
+            DeployError: when a key the graph wants is missing, or the file is an rti.onnx alone.
+        """
+        if "rti" in self.metadata:
+            raise DeployError(
+                self.path, expected="a file that decides by itself", got="an rti.onnx, which goes on from a last chunk",
+                hint="Open it with robot_rl.deploy.tensorrt_policy.open_policy, its policy.onnx beside it.",
+            )  # fmt: skip
+        (actions,) = self.session.run(["actions"], self.inputs(observation) | {"noise": noise})
+        return ActionChunk(actions=actions, execute=self.config.execute)
+
+    def inputs(self, observation: Observation) -> dict[str, Array]:
+        """The inputs of the graph that an observation gives, by key.
+
+        Raises:
+            DeployError: a key is missing.
         """
         arrays = observation.arrays()
         missing = [key for key in self.config.observation_keys if key not in arrays]
@@ -97,9 +115,7 @@ class OnnxPolicy:
                 f"{self.path}: observation", expected=f"keys {list(self.config.observation_keys)}", got=f"keys {sorted(arrays)}",
                 hint=f"Provide {missing}; check the obs_mode of the environment or the robot's sensors.",
             )  # fmt: skip
-        feed = {key: np.ascontiguousarray(arrays[key]) for key in self.config.observation_keys}
-        (actions,) = self.session.run(["actions"], feed | {"noise": noise})
-        return ActionChunk(actions=actions, execute=self.config.execute)
+        return {key: np.ascontiguousarray(arrays[key]) for key in self.config.observation_keys}
 
     def reset(self, mask: Bool[Array, " N"]) -> None:
         """Nothing to forget: an exported policy keeps no state between decisions."""
@@ -166,7 +182,7 @@ def _provider_missing(path: str, provider: str, got: str) -> DeployError:
 
 
 def measure_latency(
-    policy: OnnxPolicy, observation: Observation, *, calls: int = 200, warmup_calls: int = 20
+    policy: OnnxPolicy | RtiPolicy, observation: Observation, *, calls: int = 200, warmup_calls: int = 20
 ) -> dict[str, Any]:
     """Wall-clock latency of `act` at the batch size of `observation`, warm-up excluded, first call apart.
 

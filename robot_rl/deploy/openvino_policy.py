@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from robot_rl.arrays import Array
-from robot_rl.deploy.engine_cache import Precision
-from robot_rl.deploy.onnx_checks import check_parity, read_graph
+from robot_rl.deploy.engine_cache import TOLERANCE, Precision
+from robot_rl.deploy.onnx_checks import allowed_difference, arithmetic, check_parity, read_graph
 from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.errors import DeployError
 
@@ -84,28 +84,32 @@ class OpenVinoPolicy(OnnxPolicy):
     Args:
         path: the file.
         threads: of one inference.
-        precision: fp32 or bf16.
-        tolerance: largest allowed difference to onnxruntime on the CPU, action units.
+        precision: fp32 or bf16, of what is not int8.
+        tolerance: largest allowed difference to onnxruntime on the CPU, action units; None: the precision's (TOLERANCE), or what
+            an int8 file needs (onnx_checks.allowed_difference).
         max_batch: largest number of observations at once in the comparison; a larger one runs too.
 
     Raises:
         DeployError: not an exported policy of ours, no openvino, or actions that differ by more than `tolerance`.
     """
 
+    runtime = "openvino"
+
     def __init__(
-        self, path: str | Path, *, threads: int = 1, precision: Precision = Precision.fp32, tolerance: float = 1e-3,
-        max_batch: int = 1,
+        self, path: str | Path, *, threads: int = 1, precision: Precision = Precision.fp32,
+        tolerance: float | None = None, max_batch: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(path, threads=threads)
         facts, session = read_graph(path), OpenVinoSession(path, threads=threads, precision=precision)
+        allowed = allowed_difference(self.metadata, TOLERANCE[precision]) if tolerance is None else tolerance
         self.parity = check_parity(
-            self.session, session, facts=facts, spec=self.spec, max_batch=max_batch, tolerance=tolerance,
+            self.session, session, facts=facts, spec=self.spec, max_batch=max_batch, tolerance=allowed,
             where=f"{self.path}: parity",
         )  # fmt: skip
         log.info("%s: OpenVINO differs by at most %.2g action units", self.path, max(self.parity.values()))
         # onnxruntime's session ends here: from now on OpenVINO acts.
         self.session = session
-        self.provider = f"OpenVINO {session.version.split('-')[0]} {precision.value}"
+        self.provider = f"OpenVINO {session.version.split('-')[0]} {arithmetic(self.metadata, precision.value)}"
 
 
 def load_openvino(where: str) -> Any:

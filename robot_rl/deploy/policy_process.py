@@ -44,7 +44,8 @@ def main(words: list[str]) -> int:
         if arrays is None:
             return 0
         took_s = [
-            _answer(policy, info, arrays, (0, 0, 0, n and info.can_continue)) for n in range(config["warm_up_calls"])
+            _answer(policy, info, arrays, (0, 0, 0, n and (info.can_continue or info.starts_warm)))
+            for n in range(config["warm_up_calls"])
         ]
         fifo = take_priority(config["source"]["fifo_priority"])
         channel.send(json.dumps({"warm_up_s": took_s, "fifo": fifo}).encode())
@@ -79,8 +80,10 @@ def _answer(policy: Any, info: PolicyInfo, arrays: SharedArrays, numbers: tuple[
     began = time.perf_counter()
     observation = {key: arrays[f"observation/{key}"] for key in info.keys}
     observation.setdefault("proprio", np.zeros((1, info.history, 0), np.float32))
-    _, episode_seed, decision, is_continued = numbers
-    if is_continued:
+    _, episode_seed, decision, has_plan = numbers
+    if info.starts_warm:  # without a plan from nothing: what it remembers is not what the robot plays
+        policy.start_from(arrays["plan"].copy() if has_plan else None)
+    elif has_plan:
         policy.continue_from(arrays["plan"].copy(), arrays["weights"].copy())
     chunk = policy.act(Observation.from_arrays(observation), policy.noise().draw([episode_seed], [decision]))
     arrays["actions"][:] = checked(chunk.actions, info)

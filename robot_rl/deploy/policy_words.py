@@ -35,6 +35,7 @@ class PolicyInfo:
         keys: of the observation that it uses.
         history, horizon, execute: To, Tp, Ta.
         can_continue: whether it takes the chunk that is being played (execution=rtc).
+        starts_warm: whether each decision starts from the rest of what is being played (RTI).
     """
 
     spec: EnvSpec
@@ -43,12 +44,14 @@ class PolicyInfo:
     horizon: int
     execute: int
     can_continue: bool = False
+    starts_warm: bool = False
 
 
 def hello(info: PolicyInfo) -> bytes:
     """First message of the policy's process."""
     sizes = {name: getattr(info, name) for name in ("keys", "history", "horizon", "execute")}
-    return json.dumps({"spec": info.spec.to_json(), "can_continue": info.can_continue, **sizes}).encode()
+    takes = {name: getattr(info, name) for name in ("can_continue", "starts_warm")}
+    return json.dumps({"spec": info.spec.to_json(), **takes, **sizes}).encode()
 
 
 def from_hello(plain: dict[str, Any]) -> PolicyInfo:
@@ -59,7 +62,10 @@ def from_hello(plain: dict[str, Any]) -> PolicyInfo:
     """
     sizes = {name: int(plain[name]) for name in ("history", "horizon", "execute")}
     spec = EnvSpec.from_json(plain["spec"], where="spec of the policy")
-    return PolicyInfo(spec, tuple(plain["keys"]), **sizes, can_continue=bool(plain["can_continue"]))
+    return PolicyInfo(
+        spec, tuple(plain["keys"]), **sizes, can_continue=bool(plain["can_continue"]),
+        starts_warm=bool(plain["starts_warm"]),
+    )  # fmt: skip
 
 
 def failed(error: Exception) -> bytes:
@@ -96,8 +102,9 @@ def layout_of(info: PolicyInfo) -> list[tuple[str, tuple[int, ...], str]]:
     specs = info.spec.observation
     layout = [(f"observation/{key}", (1, info.history, *specs[key].shape), specs[key].dtype) for key in info.keys]
     shape = (info.horizon, *info.spec.action.shape)
-    plan = [("plan", shape, "float32"), ("weights", (info.horizon,), "float64")] if info.can_continue else []
-    return [*layout, ("actions", shape, "float32"), *plan]
+    plan = [("plan", shape, "float32")] if info.can_continue or info.starts_warm else []
+    weights = [("weights", (info.horizon,), "float64")] if info.can_continue else []
+    return [*layout, ("actions", shape, "float32"), *plan, *weights]
 
 
 def checked(actions: Array, info: PolicyInfo) -> Float32[Array, "Tp A"]:

@@ -128,6 +128,9 @@ def build_plan(
     config.clear_flag(trt.BuilderFlag.TF32)
     if precision is Precision.fp16:
         config.set_flag(trt.BuilderFlag.FP16)
+    if facts.is_quantised:
+        # A weakly typed network may take int8 only then; where, and with which scales, its Q/DQ nodes say.
+        config.set_flag(trt.BuilderFlag.INT8)
     profile = builder.create_optimization_profile()
     for tensor in facts.inputs:
         one, most = (1, *tensor.shape), (max_batch, *tensor.shape)

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from robot_rl.deploy.engine_cache import EngineCache, EngineKey, Precision, file_sha256
-from robot_rl.deploy.onnx_checks import GraphFacts, check_for_tensorrt, check_parity, read_graph
+from robot_rl.deploy.engine_cache import TOLERANCE, EngineCache, EngineKey, Precision, file_sha256
+from robot_rl.deploy.onnx_checks import (
+    GraphFacts,
+    allowed_difference,
+    arithmetic,
+    check_for_tensorrt,
+    check_parity,
+    read_graph,
+)
 from robot_rl.deploy.onnx_policy import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, OnnxPolicy
 from robot_rl.deploy.tensorrt_engine import (
     EngineSession,
@@ -28,13 +36,13 @@ from robot_rl.deploy.tensorrt_engine import (
 )
 from robot_rl.errors import DeployError
 
+if TYPE_CHECKING:
+    from robot_rl.deploy.rti_policy import RtiPolicy
+
 log = logging.getLogger(__name__)
 
 PLAN = "engine.plan"
 DEFAULT_CACHE = "~/.cache/robot-rl/engines"
-# Largest difference to onnxruntime on the CPU, action units. Of a value, at each layer: fp16 (11 bits) loses 5e-4, bf16
-# (8 bits) 4e-3.
-TOLERANCE = {Precision.fp32: 1e-3, Precision.fp16: 2e-2, Precision.bf16: 5e-2}
 
 
 class Runtime(str, Enum):
@@ -54,7 +62,8 @@ class EngineOptions:
         cache: folder of built engines.
         precision: arithmetic inside the engine, or inside OpenVINO.
         max_batch: largest number of observations at once; part of the cache key.
-        tolerance: largest allowed difference to the CPU, action units; null for 1e-3 (fp32), 2e-2 (fp16) or 5e-2 (bf16).
+        tolerance: largest allowed difference to the CPU, action units; null for 1e-3 (fp32), 2e-2 (fp16) or 5e-2 (bf16), and for
+            what an int8 file needs where that is more.
     """
 
     cache: str = DEFAULT_CACHE
@@ -62,10 +71,9 @@ class EngineOptions:
     max_batch: int = 16
     tolerance: float | None = None
 
-    @property
-    def allowed_difference(self) -> float:
-        """`tolerance`, or the default of the precision."""
-        return TOLERANCE[self.precision] if self.tolerance is None else self.tolerance
+    def allowed_difference(self, metadata: Mapping[str, Any]) -> float:
+        """`tolerance`, or the default for the precision and the file with this metadata."""
+        return allowed_difference(metadata, TOLERANCE[self.precision]) if self.tolerance is None else self.tolerance
 
 
 class TensorRtPolicy(OnnxPolicy):
@@ -80,6 +88,8 @@ class TensorRtPolicy(OnnxPolicy):
         DeployError: not an exported policy of ours, one that TensorRT 10 can't take, no TensorRT, no GPU, or actions
             that differ from the CPU's by more than `options` allow.
     """
+
+    runtime = "tensorrt"
 
     def __init__(self, path: str | Path, *, options: EngineOptions, threads: int = 1) -> None:
         _refuse_bf16(path, options)
@@ -96,7 +106,7 @@ class TensorRtPolicy(OnnxPolicy):
         else:
             _parity(self, engine, facts=facts, options=options)
         self.session = engine
-        self.provider = f"TensorRT {key.tensorrt} {key.precision.value} on {key.gpu}"
+        self.provider = f"TensorRT {key.tensorrt} {arithmetic(self.metadata, key.precision.value)} on {key.gpu}"
 
     def _build(
         self, cache: EngineCache, key: EngineKey, libraries: Libraries, facts: GraphFacts, options: EngineOptions
@@ -157,7 +167,7 @@ def _cached_engine(cache: EngineCache, key: EngineKey, libraries: Libraries, fac
 def _parity(policy: OnnxPolicy, candidate: Any, *, facts: GraphFacts, options: EngineOptions) -> dict[str, float]:
     errors = check_parity(
         policy.session, candidate, facts=facts, spec=policy.spec, max_batch=options.max_batch,
-        tolerance=options.allowed_difference, where=f"{policy.path}: parity",
+        tolerance=options.allowed_difference(policy.metadata), where=f"{policy.path}: parity",
     )  # fmt: skip
     log.info("%s: largest difference to the CPU %.2g action units", policy.path, max(errors.values()))
     return errors
@@ -173,6 +183,8 @@ def provider_options(facts: GraphFacts, folder: Path, *, options: EngineOptions)
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(folder),
         "trt_fp16_enable": "True" if options.precision is Precision.fp16 else "False",
+        # The scales of a Q/DQ file stand in it; no calibration table is looked for.
+        "trt_int8_enable": "True" if facts.is_quantised else "False",
         # Without explicit shapes the engine is built again for each new batch (onnxruntime #16889, #18272).
         "trt_profile_min_shapes": shapes(1),
         "trt_profile_opt_shapes": shapes(1),
@@ -183,8 +195,33 @@ def provider_options(facts: GraphFacts, folder: Path, *, options: EngineOptions)
 def open_policy(
     path: str | Path, *, runtime: Runtime = Runtime.onnx, provider: str = CPU_PROVIDER, allow_cpu: bool = False,
     threads: int = 1, options: EngineOptions | None = None,
+) -> OnnxPolicy | RtiPolicy:  # fmt: skip
+    """A policy from an .onnx file: see open_graph. Of an rti.onnx, with the policy.onnx beside it on the same runtime.
+
+    runtime=auto measures the rti.onnx, which decides nearly always.
+
+    Raises:
+        DeployError: see open_graph and rti_policy.open_rti.
+    """
+    policy = open_graph(path, runtime=runtime, provider=provider, allow_cpu=allow_cpu, threads=threads, options=options)
+    if "rti" not in policy.metadata:
+        return policy
+    from robot_rl.deploy.rti_policy import open_rti
+
+    return open_rti(
+        policy,
+        lambda full: open_graph(
+            full, runtime=Runtime(policy.runtime), provider=provider, allow_cpu=allow_cpu, threads=policy.threads,
+            options=options,
+        ),
+    )  # fmt: skip
+
+
+def open_graph(
+    path: str | Path, *, runtime: Runtime = Runtime.onnx, provider: str = CPU_PROVIDER, allow_cpu: bool = False,
+    threads: int = 1, options: EngineOptions | None = None,
 ) -> OnnxPolicy:  # fmt: skip
-    """A policy from an .onnx file on whatever is asked for, compared with the CPU where it is a GPU.
+    """One .onnx file on whatever is asked for, compared with the CPU where it is a GPU.
 
     Args:
         path: the file.
@@ -206,7 +243,7 @@ def open_policy(
         from robot_rl.deploy.openvino_policy import OpenVinoPolicy
 
         return OpenVinoPolicy(
-            path, threads=threads, precision=options.precision, tolerance=options.allowed_difference,
+            path, threads=threads, precision=options.precision, tolerance=options.tolerance,
             max_batch=options.max_batch,
         )  # fmt: skip
     if runtime is Runtime.tensorrt:

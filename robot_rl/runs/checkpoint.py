@@ -282,10 +282,11 @@ def _resolve(path: Path) -> Path:
 
 def _not_a_checkpoint(path: Path) -> RunError:
     near = [p.name for p in _complete(path / "checkpoints" if (path / "checkpoints").is_dir() else path.parent)]
-    return RunError(
-        str(path), expected="a run directory or a complete checkpoint", got="none there",
-        hint=closest(path.name, near) if near else "Give runs/<run> or runs/<run>/checkpoints/step_<n>.",
-    )  # fmt: skip
+    hint = closest(path.name, near) if near else "Give runs/<run> or runs/<run>/checkpoints/step_<n>."
+    runs = sorted(p.parent.name for p in path.glob("*/status.json"))[-8:]
+    if runs:
+        hint = f"This folder holds runs; give one of them: {', '.join(runs)}."
+    return RunError(str(path), expected="a run directory or a complete checkpoint", got="none there", hint=hint)
 
 
 def _is_complete(path: Path) -> bool:

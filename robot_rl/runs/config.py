@@ -251,7 +251,8 @@ def _import_target(dotted: str, where: str) -> Callable[..., Any]:
     if module is None:
         raise ConfigError(
             f"{where}._target_", expected="package.module.Name that can be imported", got=dotted,
-            hint=f"There is no module {module_name!r}; check the spelling, or install the package that has it.",
+            hint=f"There is no module {module_name!r} on the path of Python: check the spelling, install the package that has it, "
+            "or put the folder that holds your own one on the path: `PYTHONPATH=. robot-rl ...`.",
         )  # fmt: skip
     if not callable(getattr(module, attribute, None)):
         public = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module_name]

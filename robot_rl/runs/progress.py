@@ -95,7 +95,9 @@ class Progress:
         rate, elapsed = self._rate(now), max(now - self._began, 1e-9)
         left = f", {_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
         text = f", {self._text}" if self._text else ""
-        shares = "".join(f", {name} {100 * seconds / elapsed:.0f} %" for name, seconds in self.shares.items())
+        # Behind words of their own: "evaluation 0 %" alone reads as success.
+        parts = ", ".join(f"{name} {100 * seconds / elapsed:.0f} %" for name, seconds in self.shares.items())
+        shares = f"; of the time: {parts}" if parts else ""
         return f"{self.name} {self.done}/{self.total}, {_duration(elapsed)}, {rate:.3g}/s{left}{text}{shares}"
 
     def _rate(self, now: float) -> float:

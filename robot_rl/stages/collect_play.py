@@ -13,7 +13,7 @@ from robot_rl.rollout import Actor, PolicyActor, rollout
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.config import build, build_for, convert_config
 from robot_rl.stages.collect import CollectConfig
-from robot_rl.stages.evaluate import check_spec
+from robot_rl.stages.evaluate import check_policy_spec
 from robot_rl.types import Source
 
 
@@ -48,7 +48,7 @@ class CollectPlayer:
             self._actor, self._source = build(config.expert, spec=self._env.spec), Source.scripted
             self._metadata = {"collector": "scripted", "expert": config.expert}
         else:
-            check_spec(policy.spec, self._env.spec, where=config.policy)
+            check_policy_spec(policy, self._env.spec, where=config.policy)
             noise = NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape)
             self._actor, self._source = PolicyActor(policy, noise), Source.policy
             sampling = {"mode": policy.sampling, "sigma_min": config.sigma_min, "noise_seed": config.seed}

@@ -50,6 +50,7 @@ def row_of(
         "seed": seed, "success": success, "ended_by": summary.ended_by, "steps": summary.steps,
         "reasons": summary.to_json()["reasons"], "clamps": counts["clamps"], "stop_steps": counts["stop_steps"],
         "requests": counts["requests"], "dropped": counts["dropped"], "unanswered": counts["unanswered"],
+        **({"warm_starts": counts["warm_starts"]} if "warm_starts" in counts else {}),
         "chunk_execution": counts["chunk_execution"], **counts["smoothness"],
         "latency_p50_ms": _percentile(latency_s, 50.0), "wall_s": wall_s, "black_box": list(summary.black_box),
     }  # fmt: skip
@@ -72,8 +73,11 @@ def summarize(rows: Sequence[dict[str, Any]], steps: Steps) -> dict[str, Any]:
             counter.update(row[name])
         return dict(counter)
 
-    chunks = [row["chunk_execution"] for row in rows]
-    return {
+    chunks, warm = (
+        [row["chunk_execution"] for row in rows],
+        [row["warm_starts"] for row in rows if "warm_starts" in row],
+    )
+    return ({"warm_starts": sum(warm)} if warm else {}) | {
         "success": proportion(sum(row["success"] for row in rows), len(rows)).to_json(),
         "episodes": len(rows),
         "ended_by": dict(Counter(row["ended_by"] for row in rows)),

@@ -59,7 +59,7 @@ from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.progress import Progress
 from robot_rl.runs.training import LossFunction, TrainConfig, pick_device, train
-from robot_rl.stages.evaluate import check_spec
+from robot_rl.stages.evaluate import check_policy_spec
 from robot_rl.types import Episode, Observation, Source, Window
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ def _state_sources(
         "device": device,
     }
     with EpisodeStore.open(config.dataset, mode="r") as store:
-        check_spec(teacher.spec, store.spec, where=config.dataset)
+        check_policy_spec(teacher, store.spec, where=config.dataset)
         sources = [WindowSampler(store, episodes=np.arange(len(store)), **sampling)]
     if not config.rollout_episodes:
         return sources, 0
@@ -250,7 +250,7 @@ def _state_sources(
 def _teacher_episodes(config: DistillConfig, teacher: Any, run: RunDirectory) -> EpisodeStore:
     """The store of the teacher's episodes, completed when an earlier run was killed."""
     env = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=teacher.config.history)
-    check_spec(teacher.spec, env.spec, where=config.teacher)
+    check_policy_spec(teacher, env.spec, where=config.teacher)
     store = EpisodeStore.open_or_create(
         str(run.path / "teacher_rollouts.zarr"), env.spec, metadata={"collector": "teacher"}
     )

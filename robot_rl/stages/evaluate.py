@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class EvaluateConfig:
         num_envs: environments stepped side by side; does not change the result.
         mode: sampling mode of a diffusion policy (eta0, eta1, mean), or null for the policy's own.
         rti: start each decision of a diffusion policy from its last chunk (algorithms/warm_start.py; level, steps, start,
-            discrete_at, discrete_scale, max_jump); null: full denoising.
+            discrete_at, discrete_scale, max_jump); null: full denoising, or what an rti.onnx of `export` brings.
         execution: play as a robot does, whose policy answers late (docs/chunks.md): sync, naive, async, ensemble or rtc; null:
             every answer is there at once.
         latency_ms: of every answer, for execution; null: the time that this machine takes.
@@ -268,12 +268,10 @@ def _check_execution(config: EvaluateConfig) -> None:
             "engine=ray", expected="no rti and no execution", got="one of them",
             hint="What they count isn't gathered from several processes: use engine=local.",
         )  # fmt: skip
-    if config.execution is not None and (not config.policy or config.rti is not None):
+    if config.execution is not None and not config.policy:
         raise ConfigError(
-            f"execution={config.execution.value}", expected="a policy, without rti",
-            got="rti" if config.policy else "an expert",
-            hint="rti starts from the rest of a chunk of which all `execute` actions were played; here it may be others.",
-        )  # fmt: skip
+            f"execution={config.execution.value}", expected="a policy", got="an expert", hint="An expert is never late."
+        )
 
 
 def _with_mode(policy: Any, config: EvaluateConfig) -> Any:
@@ -284,6 +282,18 @@ def _with_mode(policy: Any, config: EvaluateConfig) -> Any:
             hint="Leave `mode` out for a one-step policy.",
         )  # fmt: skip
     return policy.with_mode(config.mode)
+
+
+def check_policy_spec(policy: Any, given: EnvSpec, *, where: str) -> None:
+    """check_spec of a policy, which needs no more of an environment than what it observes.
+
+    Raises:
+        PolicyError: see check_spec.
+    """
+    trained: EnvSpec = policy.spec
+    keys = getattr(policy.config, "observation_keys", tuple(trained.observation))
+    observed = {key: array for key, array in trained.observation.items() if key in keys}
+    check_spec(replace(trained, observation=observed), given, where=where)
 
 
 def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:

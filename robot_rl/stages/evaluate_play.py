@@ -8,15 +8,14 @@ from typing import Any
 from robot_rl.chunk_execution import DelayedActor
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.deploy.onnx_checks import arithmetic
 from robot_rl.deploy.onnx_policy import TENSORRT_PROVIDER
-from robot_rl.deploy.openvino_policy import OpenVinoPolicy
-from robot_rl.deploy.tensorrt_policy import TensorRtPolicy
-from robot_rl.engines.tasks import OnEpisode
+from robot_rl.engines.tasks import EngineKind, OnEpisode
 from robot_rl.errors import PolicyError
 from robot_rl.rollout import Actor, PolicyActor, rollout
 from robot_rl.runs.config import build, build_for, convert_config
 from robot_rl.runs.rti_verdict import warn_of
-from robot_rl.stages.evaluate import EvaluateConfig, check_spec, disturbed_env, load_any_policy
+from robot_rl.stages.evaluate import EvaluateConfig, check_policy_spec, disturbed_env, load_any_policy
 
 
 def make_player(config: Mapping[str, Any]) -> EvaluatePlayer:
@@ -40,6 +39,11 @@ class EvaluatePlayer:
         self._policy: Any = load_any_policy(config) if config.policy else None
         if config.rti is not None:
             self._policy = _warm_started(self._policy, config)
+        if _is_warm(self._policy) and config.engine is EngineKind.ray:
+            raise PolicyError(
+                config.policy, expected="no rti.onnx with engine=ray", got="one",
+                hint="Its counts aren't gathered from several processes: use engine=local.",
+            )  # fmt: skip
         history = 1 if self._policy is None else self._policy.config.history
         node, _push = disturbed_env(config)
         count = min(config.num_envs, config.num_episodes)
@@ -50,7 +54,7 @@ class EvaluatePlayer:
         if self._policy is None:
             self._actor, self._described = build(config.expert, spec=self._env.spec), {"expert": config.expert}
         else:
-            check_spec(self._policy.spec, self._env.spec, where=config.policy)
+            check_policy_spec(self._policy, self._env.spec, where=config.policy)
             self._actor, self._described = policy_actor(self._policy, config)
 
     def describe(self) -> dict[str, Any]:
@@ -58,7 +62,7 @@ class EvaluatePlayer:
         # Counts are not part of the protocol: idle envs are in them, and a run that was resumed has its last part alone.
         counts: dict[str, Any] = {}
         counts |= {"chunk_execution": self._actor.summary()} if isinstance(self._actor, DelayedActor) else {}
-        counts |= {} if self._config.rti is None else {"rti_decisions": self._policy.counts.to_json()}
+        counts |= {"rti_decisions": self._policy.counts.to_json()} if _is_warm(self._policy) else {}
         return {
             "protocol": self._env.protocol(), "num_envs": self._env.num_envs, "control_hz": self._env.spec.control_hz,
             "policy": self._described, "counts": counts,
@@ -77,10 +81,16 @@ def _warm_started(policy: Any, config: EvaluateConfig) -> Any:
     if not hasattr(policy, "warm_started"):
         raise PolicyError(
             config.policy or "expert", expected="a run or checkpoint directory of a diffusion policy for rti, without critic",
-            got=type(policy).__name__ if config.policy else "no policy", hint="Leave rti out.",
+            got=type(policy).__name__ if config.policy else "no policy",
+            hint="Leave rti out. `robot-rl export policy=<run> rti.level=...` writes rti.onnx, which brings its own.",
         )  # fmt: skip
     warn_of(config.policy)
     return policy.warm_started(config.rti)
+
+
+def _is_warm(policy: Any) -> bool:
+    """Whether each decision starts from the last chunk: rti=..., or an rti.onnx."""
+    return bool(getattr(policy, "starts_warm", False))
 
 
 def policy_actor(policy: Any, config: EvaluateConfig) -> tuple[Actor, dict[str, Any]]:
@@ -92,7 +102,7 @@ def policy_actor(policy: Any, config: EvaluateConfig) -> tuple[Actor, dict[str, 
     device = getattr(policy, "device", None)
     provider = getattr(policy, "provider", None) or ("numpy" if device is None else f"torch {device}")
     # What allow_cpu permitted runs in fp32, whatever was asked for.
-    is_engine = isinstance(policy, (OpenVinoPolicy, TensorRtPolicy)) or provider == TENSORRT_PROVIDER
+    is_engine = getattr(policy, "runtime", "") in ("openvino", "tensorrt") or provider == TENSORRT_PROVIDER
     described = {
         "path": config.policy,
         "class": type(policy).__name__,
@@ -104,9 +114,11 @@ def policy_actor(policy: Any, config: EvaluateConfig) -> tuple[Actor, dict[str, 
         "history": policy.config.history,
         "threads": getattr(policy, "threads", config.threads),
         "provider": provider,
-        "precision": (config.precision if is_engine else Precision.fp32).value,
+        "precision": arithmetic(
+            getattr(policy, "metadata", {}), (config.precision if is_engine else Precision.fp32).value
+        ),
     }
-    described |= {} if config.rti is None else {"rti": policy.describe()}
+    described |= {"rti": policy.describe()} if _is_warm(policy) else {}
     if config.critic:
         described |= {"best_of": config.best_of, "critic": config.critic}
     if config.execution is None:

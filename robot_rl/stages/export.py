@@ -4,7 +4,8 @@ Normaliser, sampler, clip and layout are inside the graph; inputs are the observ
 noise, output is the action chunk in physical units. The metadata holds EnvSpec, joint names, To/Tp/Ta, the sampling
 mode and the noise rule, which `evaluate` and the control loop follow.
 
-Outputs in the run directory: export/policy.onnx, export/parity.json, export/latency.json.
+Outputs in the run directory: export/policy.onnx, export/parity.json, export/latency.json; with `rti` also export/rti.onnx
+(export_rti.py), and its parity and latency under "rti". Neither file replaces an older one before both are good.
 The network may be rewritten before (`passes`); parity is that of the file against the policy as it was trained.
 Parity: 100 random and 100 recorded observations at batch 1, 3 and 5; an error above `tolerance` fails the stage, and
 the file is kept as policy.onnx.rejected.
@@ -13,6 +14,9 @@ Metrics (metrics.jsonl, step 0):
     export/parity_max_error        largest |torch - ONNX| over all cases, action units
     export/latency_p50_ms          of one decision at batch 1
     export/latency_p99_ms          of one decision at batch 1
+With quantize=int8 also export/policy_int8.onnx (export_int8.py), and
+    export/int8_max_error, export/int8_rms_error               to torch on recorded observations, action units
+    export/int8_latency_p50_ms, export/int8_latency_p99_ms     of one decision at batch 1
 """
 
 from __future__ import annotations
@@ -30,16 +34,21 @@ import numpy as np
 import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler
 from robot_rl.deploy.noise import NoiseRule
 from robot_rl.deploy.onnx_passes import ExportPass
-from robot_rl.deploy.onnx_policy import FORMAT, OnnxPolicy, measure_latency
+from robot_rl.deploy.onnx_policy import OnnxPolicy, measure_latency
 from robot_rl.errors import DeployError
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.provenance import package_versions
+from robot_rl.runs.rti_verdict import warn_of
+from robot_rl.stages.export_graph import example_inputs, write_graph
+from robot_rl.stages.export_int8 import Int8Options, Quantize, add_int8, as_metrics
+from robot_rl.stages.export_rti import RtiOptions, require_warm, write_rti
 from robot_rl.types import Observation
 
 log = logging.getLogger(__name__)
@@ -56,11 +65,16 @@ class ExportConfig:
         policy: run or checkpoint directory.
         dataset: EpisodeStore with the recorded observations of the parity test.
         mode: sampling mode of a diffusion policy, or null for its own (eta1 needs K+1 draws of noise as input).
+        rti: write rti.onnx too, which starts each decision from the last chunk (docs/rti.md; level, steps, start, discrete_at,
+            discrete_scale, max_jump, as in `evaluate`); null: not.
         noise_rule: fixed or seeded: how evaluate and the control loop draw the noise input.
         noise_seed: of that noise.
         passes: exact rewrites before the export (docs/infer.md): film, conv; [] exports the network as it was trained. One that
             finds nothing to rewrite is left out.
         tolerance: largest allowed difference to torch, action units.
+        quantize: int8: write policy_int8.onnx too, its large products in int8 (docs/infer.md); null: not.
+        int8_tolerance: largest allowed difference of that file to torch on recorded observations, action units; null: it is
+            reported, and only a file whose error exceeds the spread of the actions is refused.
         provider: onnxruntime execution provider of parity and latency.
         allow_cpu: accept the CPU when `provider` does not load.
         threads: of onnxruntime.
@@ -71,10 +85,13 @@ class ExportConfig:
     policy: str = ""
     dataset: str = "datasets/demonstrations.zarr"
     mode: SamplingMode | None = None
+    rti: WarmStart | None = None
     noise_rule: NoiseRule = NoiseRule.seeded
     noise_seed: int = 0
     passes: tuple[ExportPass, ...] = (ExportPass.film, ExportPass.conv)
     tolerance: float = 1e-4
+    quantize: Quantize | None = None
+    int8_tolerance: float | None = None
     provider: str = "CPUExecutionProvider"
     allow_cpu: bool = False
     threads: int = 1
@@ -94,8 +111,11 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
     policy.eval().requires_grad_(False)
     if config.mode is not None:
         policy = policy.with_mode(config.mode)
+    warm = None if config.rti is None else require_warm(policy, config.rti, where=config.policy)
+    if warm is not None:
+        warn_of(config.policy)
     with EpisodeStore.open(config.dataset, mode="r") as store:
-        recorded = recorded_observations(store, policy, seed=config.seed)
+        recorded, others = (recorded_observations(store, policy, seed=config.seed + k) for k in (0, 1))
     folder = run.path / "export"
     folder.mkdir(exist_ok=True)
     path, temporary = folder / "policy.onnx", folder / "policy.onnx.tmp"
@@ -109,7 +129,8 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
     worst = max(error for errors in parity.values() for error in errors.values())
     rewriting = {name: _difference(policy, cheaper, case, seed=config.seed) for name, case in cases.items()}
     facts = {"tolerance": config.tolerance, "max_error": worst, "cases": PARITY_CASES}
-    run.write_json("export/parity.json", facts | parity | {"passes": {"applied": names, "max_error_torch": rewriting}})
+    document = facts | parity | {"passes": {"applied": names, "max_error_torch": rewriting}}
+    run.write_json("export/parity.json", document)
     if not worst <= config.tolerance:
         rejected = path.with_suffix(".onnx.rejected")
         os.replace(temporary, rejected)
@@ -117,19 +138,35 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
             str(rejected), expected=f"the same actions as torch within {config.tolerance}", got=f"a difference of {worst}",
             hint="See export/parity.json; do not deploy this file.",
         )  # fmt: skip
-    os.replace(temporary, path)
-    latency = measure_latency(exported, _rows(recorded, slice(0, 1)), calls=config.latency_calls)
+    one = _rows(recorded, slice(0, 1))
+    told: dict[str, Any] = {}
+    if warm is not None and config.rti is not None:
+        options = RtiOptions(config.rti, config.passes, config.tolerance, PARITY_BATCHES, config.seed)
+        rti = write_rti(warm, exported, metadata, cases, options)
+        run.write_json("export/parity.json", document | {"rti": rti.told})
+        os.replace(temporary, path)
+        rti.publish()
+        told = {"onnx": str(rti.path), "bytes": rti.path.stat().st_size, "parity_max_error": rti.told["max_error"]}
+        told |= {"latency": measure_latency(rti.policy, one, calls=config.latency_calls)}
+    else:
+        os.replace(temporary, path)
+    latency = measure_latency(exported, one, calls=config.latency_calls)
+    latency |= {"rti": told["latency"]} if told else {}
     run.write_json("export/latency.json", latency)
+    int8: dict[str, Any] = {}
+    if config.quantize is not None:
+        judged = Int8Options(config.int8_tolerance, config.threads, config.latency_calls, config.seed)
+        int8 = {"int8": add_int8(run, policy, others, cases, judged)}
     with MetricsWriter(run.path / "metrics.jsonl") as metrics:
         latencies = {f"export/latency_{q}_ms": latency[f"{q}_ms"] for q in ("p50", "p99")}
-        metrics.write(0, {"export/parity_max_error": worst} | latencies)
+        metrics.write(0, {"export/parity_max_error": worst} | latencies | (as_metrics(int8["int8"]) if int8 else {}))
     log.info(
         "passes %s, parity %.2g, latency p50 %.2f ms p99 %.2f ms",
         ", ".join(names) or "none", worst, latency["p50_ms"], latency["p99_ms"],
     )  # fmt: skip
     summary = {"onnx": str(path), "bytes": path.stat().st_size, "parity_max_error": worst, "latency": latency}
-    summary |= {"passes": names}
-    summary |= {"seconds": time.monotonic() - began}
+    summary |= {"passes": names} | ({"rti": told} if told else {})
+    summary |= int8 | {"seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary
 
@@ -157,32 +194,9 @@ class PolicyGraph(torch.nn.Module):
 
 def write_onnx(policy: Any, path: Path, *, metadata: dict[str, str]) -> None:
     """Trace the policy to one ONNX file with a dynamic batch, and put `metadata` (JSON texts) into it."""
-    import onnx
-
-    graph = PolicyGraph(policy).eval()
-    # A batch of 2: torch.export makes a batch of 1 static (pytorch #133653).
-    inputs = [
-        torch.zeros(2, policy.config.history, *policy.spec.observation[key].shape, dtype=_dtype(policy, key))
-        for key in graph.keys
-    ]
-    inputs.append(torch.zeros(2, *policy.noise_shape))
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    # `verbose=False`: the exporter prints its progress with emoji otherwise.
-    program = torch.onnx.export(
-        graph, tuple(inputs), input_names=[*graph.keys, "noise"], output_names=["actions"],
-        dynamic_shapes=(tuple({0: batch} for _ in inputs),), dynamo=True, optimize=True, verbose=False,
-    )  # fmt: skip
-    assert program is not None
-    model = program.model_proto
-    for key, text in ({"format": FORMAT} | metadata).items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, text
-    onnx.checker.check_model(model)
-    onnx.save_model(model, str(path))
-
-
-def _dtype(policy: Any, key: str) -> torch.dtype:
-    return torch.uint8 if policy.spec.observation[key].dtype == "uint8" else torch.float32
+    inputs = dict(zip(policy.config.observation_keys, example_inputs(policy), strict=True))
+    inputs |= {"noise": torch.zeros(2, *policy.noise_shape)}
+    write_graph(PolicyGraph(policy), inputs, path, metadata=metadata)
 
 
 def _metadata(config: ExportConfig, policy: Any, spec: dict[str, Any], documents: Mapping[str, Any]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,7 +131,8 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     env = None
     if config.rollout_episodes:
         env = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=policy_config.history)
-        check_spec(spec, env.spec, where=config.dataset)
+        seen = {key: array for key, array in spec.observation.items() if key in policy_config.observation_keys}
+        check_spec(replace(spec, observation=seen), env.spec, where=config.dataset)
         require_same_cameras(spec, env.spec, where=config.dataset)
     torch.manual_seed(config.seed)
     policy = build(node, spec=spec, normalizer=normalizer).to(device) if start is None else start.policy
@@ -139,6 +141,7 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
         run.write_json("provenance.json", {**run.read_json("provenance.json"), "pretrained": cards})
     size = sum(p.numel() for p in policy.parameters())
     log.info("%d training windows of %d episodes, %d parameters", training.num_windows, len(first), size)
+    log.info("%s", sight(spec, policy_config.observation_keys))
     last: dict[str, float] = {}
 
     def batch_loss(module: nn.Module, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
@@ -205,6 +208,20 @@ def _loaded(path: str, device: torch.device) -> _Start:
     normalizer = Normalizer.from_json(checkpoint.documents["normalizer"])
     log.info("starting from %s; `policy` of the configuration is not used", checkpoint.path)
     return _Start(policy, node, spec, normalizer, str(checkpoint.path))
+
+
+def sight(spec: EnvSpec, keys: Sequence[str]) -> str:
+    """One line: which keys of the observation a policy sees, and which it does not.
+
+    Without it nobody notices that a policy of an environment of one's own never sees where it is.
+
+    Args:
+        spec: of the dataset.
+        keys: `observation_keys` of the policy.
+    """
+    unseen = [key for key in spec.observation if key not in keys]
+    text = f"the policy sees {', '.join(keys)}"
+    return f"{text}; it does not see {', '.join(unseen)} (policy.observation_keys)" if unseen else text
 
 
 def _usable_episodes(store: EpisodeStore, config: ImitateConfig) -> np.ndarray:

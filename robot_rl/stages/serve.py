@@ -19,7 +19,7 @@ from robot_rl.deploy.noise import NoiseRule
 from robot_rl.deploy.server import PolicyServer, ServerOptions
 from robot_rl.deploy.serving import noise_of
 from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, Runtime
-from robot_rl.errors import ConfigError
+from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.progress import interruptible
 from robot_rl.stages.evaluate import EvaluateConfig, load_any_policy
@@ -35,7 +35,7 @@ class ServeConfig:
     """Configuration of `robot-rl serve`.
 
     Attributes:
-        policy: run directory, checkpoint directory or .onnx file.
+        policy: run directory, checkpoint directory or .onnx file (no rti.onnx: that one wants to know what was played).
         host: address to bind; one beyond this machine needs an API key.
         port: to bind; 0 takes a free one (it is logged).
         key_env: environment variable with the API key; clients send `Authorization: Api-Key <key>`. Not set: no key.
@@ -92,6 +92,11 @@ def run(config: ServeConfig, run: RunDirectory) -> dict[str, Any]:
             threads=config.threads, num_envs=1,
         )
     )  # fmt: skip
+    if getattr(policy, "starts_warm", False):
+        raise PolicyError(
+            config.policy, expected="a policy that decides from the observation alone", got="an rti.onnx",
+            hint="It starts from what the client still has to play, which no message says. Serve policy.onnx, or `robot-rl deploy` it.",
+        )  # fmt: skip
     noise = noise_of(policy, rule=config.noise_rule, seed=config.noise_seed)
     server = PolicyServer(policy, noise, _options(config))
     began = time.monotonic()

@@ -99,6 +99,7 @@ class SharedPilot:
             self._change(turn, is_operator)
         mapped = mapped_of(self._mapping, turn, self._state, self._share)
         if is_operator:
+            self._decisions.overruled()
             action = self._gone_over(mapped.action, turn.now_s)
             return self._chosen(
                 Choice(action, policy, mapped.raw, Source.intervention, self._count, tuple(mapped.clamped))

@@ -220,9 +220,13 @@ def _parser() -> argparse.ArgumentParser:
     infer = parser.add_argument_group("infer")
     infer.add_argument("--nets", default="", help="some of mlp,unet5,unet65 (default: all)")
     infer.add_argument("--compile", action="store_true", help="torch.compile too (minutes; needs a C++ compiler)")
-    infer.add_argument("--policy", metavar="RUN", help="a trained diffusion policy in place of random weights, with --env, --dataset")
+    infer.add_argument(
+        "--policy", metavar="RUN", help="a trained diffusion policy in place of random weights, with --env, --dataset"
+    )
     infer.add_argument("--one-step", metavar="RUN", help="a one-step head to show with --policy")
-    infer.add_argument("--episodes", type=_positive, default=100, help="that every setting of --policy plays (default 100)")
+    infer.add_argument(
+        "--episodes", type=_positive, default=100, help="that every setting of --policy plays (default 100)"
+    )
     return parser
 
 

@@ -1,25 +1,31 @@
-"""What `bench infer` measures: policies with random weights, their samplers, their exports, and the floor of their nets."""
+"""What `bench infer` measures: policies (random weights or a run), their samplers, their exports, and the floor of their nets."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from robot_rl.algorithms.diffusion import FinalAlpha, SamplingMode
+from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
+from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.onnx_passes import ExportPass
 from robot_rl.deploy.onnx_policy import OnnxPolicy
+from robot_rl.errors import ConfigError
 from robot_rl.runs.composition import compose_config
 from robot_rl.runs.config import build
-from robot_rl.stages.export import rewritten, write_onnx
+from robot_rl.stages.export import recorded_observations, rewritten, write_onnx
+from robot_rl.types import Observation
 from robot_rl.workbench.bench_sample import task_spec
-from robot_rl.workbench.bench_timing import Contender
+from robot_rl.workbench.bench_timing import BenchError, Contender, Options
+from robot_rl.workbench.judge_play import environment
+from robot_rl.workbench.rti_settings import reference_of
 
 PASSES = (ExportPass.film, ExportPass.conv)
 # Sizes of deploy_perf.md: a chunk of 16; the middle one stays in a processor's cache, the large one does not.
@@ -29,6 +35,46 @@ NETS = {
     "unet 65 M": ("policy=unet", "policy.horizon=16", "policy.channels=[448,896,1792]", "policy.level_embedding=256"),
 }
 MATRIX = 512  # a few ms: a busy machine rarely breaks into one
+DDIM_STEPS = 10
+# RTI starts there (docs/rti.md), or at the noisiest level below the policy's own where that is less.
+RTI_LEVEL, RTI_STEPS = 21, (1, 2, 3)
+CALIBRATION_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one table is about.
+
+    Attributes:
+        name: of the net, or "policy".
+        policy: a diffusion policy.
+        head: a one-step policy of the same shape, None for none.
+        calibration: observations (M, To, ...), torch; the first is the one that is timed.
+        env: component where the policies are played; None: random weights play nothing.
+    """
+
+    name: str
+    policy: Any
+    head: Any
+    calibration: Observation
+    env: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One sampler around the weights of a subject.
+
+    Attributes:
+        name: in the table.
+        policy: a Policy.
+        forwards: of the network, a decision (of RTI a warm one).
+        is_file: whether it is exported too.
+    """
+
+    name: str
+    policy: Any
+    forwards: int
+    is_file: bool = False
 
 
 def random_policy(net: str) -> Any:
@@ -46,17 +92,66 @@ def random_policy(net: str) -> Any:
     return build(node, spec=spec, normalizer=Normalizer.fit(data, modes)).eval().requires_grad_(False)
 
 
-def samplers(policy: Any) -> dict[str, tuple[Any, int]]:
-    """Name -> (the same weights under this sampler, network forwards of a decision)."""
+def subject_of(net: str, options: Options) -> Subject:
+    """The subject that a part of the benchmark names: one of NETS, or "policy" for the run of `options`.
+
+    Raises:
+        BenchError: a run without a dataset.
+        RobotRlError: a run, head, dataset or environment that can't be used.
+    """
+    if net != "policy":
+        policy = random_policy(net)
+        rng = torch.Generator().manual_seed(0)
+        arrays = {
+            key: torch.randn(CALIBRATION_ROWS, policy.config.history, *array.shape, generator=rng)
+            for key, array in policy.spec.observation.items()
+        }
+        head = policy.one_step_student(1).eval().requires_grad_(False)
+        return Subject(net, policy, head, Observation.from_arrays(arrays))
+    if not options.policy or not options.dataset:
+        raise BenchError(
+            "bench infer --policy", expected="a run and --dataset, the episodes whose observations calibrate int8",
+            got=f"--policy {options.policy} --dataset {options.dataset}", hint="Give the dataset that it was trained on.",
+        )  # fmt: skip
+    policy = reference_of(options.policy).policy.requires_grad_(False)
+    with EpisodeStore.open(options.dataset, mode="r") as store:
+        recorded = recorded_observations(store, policy, seed=0)
+    head = None
+    if options.one_step:
+        from robot_rl.runs.checkpoint import load_policy
+
+        head = load_policy(Path(options.one_step))[0].eval().requires_grad_(False)
+        if head.spec != policy.spec:
+            raise ConfigError(
+                options.one_step, expected=f"a head of {policy.spec.env_id}", got=head.spec.env_id, hint="Another run?"
+            )
+    return Subject("policy", policy, head, recorded, environment(options.env, []))
+
+
+def samplers(subject: Subject) -> list[Sampled]:
+    """The weights of a subject under every sampler; the second is DDIM, which the others are compared with."""
+    policy = subject.policy
+    steps = min(DDIM_STEPS, policy.sampler.num_levels)
+    ddim = policy.with_steps(steps, mode=SamplingMode.eta0)
     every = copy.copy(policy)
     levels = tuple(reversed(range(policy.sampler.num_levels)))
     every.sampler = replace(policy.sampler, levels=levels, final_alpha=FinalAlpha.one, mode=SamplingMode.eta1)
-    student = policy.one_step_student(1).eval().requires_grad_(False)
-    return {
-        f"DDPM-{len(levels)}": (every, len(levels)),
-        f"DDIM-{policy.sampler.num_steps}": (policy, policy.sampler.num_steps),
-        "one step": (student, 1),
-    }
+    found = [Sampled(f"DDPM-{len(levels)}", every, len(levels)), Sampled(f"DDIM-{steps}", ddim, steps, is_file=True)]
+    level = min(RTI_LEVEL, ddim.sampler.levels[0] - 1)
+    for count in RTI_STEPS:
+        # Random weights have no gripper to freeze.
+        warm = WarmStart(level=level, steps=count, discrete_at=() if subject.env is None else None)
+        found.append(Sampled(f"RTI-{count}", ddim.warm_started(warm), count))
+    if subject.head is not None:
+        found.append(Sampled("one step", subject.head, subject.head.sampler.num_steps, is_file=True))
+    return found
+
+
+def compiled(policy: Any) -> Any:
+    """A copy whose network is compiled by torch.compile, at the first call."""
+    other = copy.deepcopy(policy)
+    other.denoiser = torch.compile(other.denoiser, dynamic=False)
+    return other
 
 
 def exported(policy: Any, path: Path, *, threads: int, passes: Sequence[ExportPass] = PASSES) -> OnnxPolicy:

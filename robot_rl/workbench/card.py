@@ -110,7 +110,7 @@ def model_card(onnx: Path, evaluations: Sequence[Path], people: Mapping[str, str
         "", "## Success", "", *_success(rows),
         "", "## What it reads", "", *_reads(spec, policy.config.observation_keys, policy.config.history),
         "", "## What it says", "", *_says(spec, policy.config.horizon, policy.config.execute),
-        "", "## The file against torch", "", *_measured(onnx.parent),
+        "", "## The file against torch", "", *_measured(onnx.parent, "rti" if "rti" in policy.metadata else ""),
         "", "## Where it comes from", "", *_lineage(str(policy.metadata.get("checkpoint", "not said"))),
         "", "Versions: " + ", ".join(f"{k} {v}" for k, v in policy.metadata.get("versions", {}).items()) + ".", "",
     ]  # fmt: skip
@@ -165,13 +165,16 @@ def _says(spec: EnvSpec, horizon: int, execute: int) -> list[str]:
     return [text, "", "| element | meaning | unit | range |", "|---|---|---|---|", *rows]
 
 
-def _measured(folder: Path) -> list[str]:
+def _measured(folder: Path, part: str) -> list[str]:
+    """What stands beside the file; `part`: the field of a file that is not policy.onnx."""
     out = []
     if (folder / "parity.json").is_file():
         parity = read_json(folder / "parity.json")
+        parity |= parity[part] if part else {}
         out.append(f"Largest difference {parity['max_error']:.2g} action units over {parity['cases']} cases.")
     if (folder / "latency.json").is_file():
         latency, machine = read_json(folder / "latency.json"), folder.parent / "provenance.json"
+        latency = latency[part] if part else latency
         where = read_json(machine).get("cpu_model", "unknown") if machine.is_file() else "unknown"
         out.append(
             f"One decision: p50 {latency['p50_ms']:.3f} ms, p99 {latency['p99_ms']:.3f} ms ({latency['provider']}, "

@@ -9,7 +9,7 @@ from robot_rl.algorithms.comparison import count_pairs, mcnemar_p, paired_interv
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.rollout import PolicyActor, rollout
 from robot_rl.runs.config import build, load_config
-from robot_rl.stages.evaluate import EvaluateConfig, check_spec
+from robot_rl.stages.evaluate import EvaluateConfig, check_policy_spec
 
 
 def environment(name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def play(env: Mapping[str, Any], policy: Any, seeds: Sequence[int], *, num_envs:
     """
     built = build(env, num_envs=min(num_envs, len(seeds)), history=policy.config.history)
     try:
-        check_spec(policy.spec, built.spec, where="policy")
+        check_policy_spec(policy, built.spec, where="policy")
         actor = PolicyActor(policy, NoiseSource(rule=NoiseRule.seeded, seed=0, shape=policy.noise_shape))
         return [record.success_once for record in rollout(built, actor, seeds)]
     finally:

@@ -70,12 +70,7 @@ def settings_beside(
     own = policy.sampler
     out: list[Setting] = []
     if ddpm:
-        every = copy.copy(policy)
-        # Down to the clean sample and all but without RL's noise floor, as DDPM is.
-        every.sampler = replace(
-            own, levels=tuple(reversed(range(own.num_levels))), final_alpha=FinalAlpha.one, mode=SamplingMode.eta1, sigma_min=1e-6
-        )  # fmt: skip
-        out.append(Setting(f"DDPM, {own.num_levels} steps", "ddim", every, own.num_levels))
+        out.append(Setting(f"DDPM, {own.num_levels} steps", "ddim", _ddpm(policy), own.num_levels))
     counts = [count for count in sorted({*forwards, 5}, reverse=True) if count < own.num_steps]
     out += [
         Setting(f"DDIM, {count} steps", "ddim", policy.with_steps(count, mode=SamplingMode.eta0), count)
@@ -109,6 +104,14 @@ def settings_beside(
             Setting(f"one-step head {Path(path).name}" if len(one_step) > 1 else "one-step head", "one", head, steps)
         )
     return out
+
+
+def _ddpm(policy: Any) -> Any:
+    """Its weights under DDPM: every level, down to the clean sample, and all but without RL's noise floor."""
+    other, own = copy.copy(policy), policy.sampler
+    levels = tuple(reversed(range(own.num_levels)))
+    other.sampler = replace(own, levels=levels, final_alpha=FinalAlpha.one, mode=SamplingMode.eta1, sigma_min=1e-6)
+    return other
 
 
 def _loaded(run: str) -> Any:

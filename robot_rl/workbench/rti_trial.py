@@ -15,7 +15,7 @@ from robot_rl.arrays import Array, Bool, Float64, Int64
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.rollout import EpisodeRecord, PolicyActor, rollout
 from robot_rl.runs.config import build
-from robot_rl.stages.evaluate import check_spec
+from robot_rl.stages.evaluate import check_policy_spec
 from robot_rl.types import ActionChunk, Observation
 from robot_rl.workbench.rti_settings import Setting
 
@@ -81,7 +81,7 @@ def play(setting: Setting, env: Mapping[str, Any], seeds: Sequence[int], *, num_
     actor = _Kept(setting.policy)
     built = build(env, num_envs=min(num_envs, len(seeds)), history=setting.policy.config.history)
     try:
-        check_spec(setting.policy.spec, built.spec, where=setting.name)
+        check_policy_spec(setting.policy, built.spec, where=setting.name)
         records = rollout(built, actor, seeds)
     finally:
         built.close()
@@ -194,6 +194,6 @@ class _Shadow:
             actor.act(observation, episode_seeds=episode_seeds, new_episode=new_episode) for actor in self._actors
         )
         live = torch.from_numpy(episode_seeds >= 0)
-        difference = (played.actions - other.actions)[live, : played.execute]
+        difference = (torch.as_tensor(played.actions) - torch.as_tensor(other.actions))[live, : played.execute]
         self.squares.extend(difference.square().flatten().tolist())
         return played

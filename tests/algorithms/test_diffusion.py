@@ -409,5 +409,8 @@ def test_impossible_number_of_steps(spacing: object, num_steps: int) -> None:
 def test_level_lists() -> None:
     assert leading_levels(100, 5) == (81, 61, 41, 21, 1)
     assert leading_levels(100, 3) == (67, 34, 1)
+    assert leading_levels(100, 50)[:2] == (99, 97)
+    assert leading_levels(100, 100) == tuple(range(99, -1, -1))  # 100 would be no level
+    assert leading_levels(100, 100, offset=0) == tuple(range(99, -1, -1))
     assert linspace_levels(100, 5) == (99, 74, 50, 25, 0)
     assert linspace_levels(100, 1) == (99,)

@@ -43,6 +43,8 @@ def test_shift_repeats_the_last_action() -> None:
     assert shift_chunk(chunk, 1)[0].tolist() == [[2, 3], [4, 5], [6, 7], [6, 7]]
     assert shift_chunk(chunk, 4)[0].tolist() == [[6, 7]] * 4
     assert torch.equal(shift_chunk(chunk, 0), chunk)
+    assert shift_chunk(chunk, 2, past=1)[0].tolist() == [[2, 3], [4, 5], [6, 7], [6, 7], [6, 7]]
+    assert shift_chunk(chunk, 0, past=2)[0].tolist() == [[0, 1]] * 2 + chunk[0].tolist()
     with pytest.raises(PolicyError, match="0 to 4 executed"):
         shift_chunk(chunk, 5)
 

@@ -169,6 +169,7 @@ class FakeTensorRt:
     class BuilderFlag(Enum):
         FP16 = 0
         TF32 = 1
+        INT8 = 2
 
     class TensorIOMode(Enum):
         INPUT = 0

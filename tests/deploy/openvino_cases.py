@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_rti import full_by_hand, noise_of, rest_of, seen_of, warm_by_hand, write_files
 
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.inference import PolicySource, load_policy
 from robot_rl.deploy.openvino_policy import OpenVinoPolicy, OpenVinoSession
+from robot_rl.deploy.rti_policy import RtiPolicy
 from robot_rl.deploy.tensorrt_policy import EngineOptions, Runtime, open_policy
 from robot_rl.errors import DeployError
 
@@ -53,6 +55,28 @@ def test_other_actions_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("_openvino")
+def test_an_int8_file_may_differ_by_two_roundings(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy.model()
+    stated = {"precision": "int8", "int8": {"recorded": {"rms_error": 0.02}, "random": {"rms_error": 0.03}}}
+    for key, value in stated.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
+    path = toy.save(model, tmp_path)
+    right = OpenVinoSession.run
+    for error, fits in ((0.042, True), (0.043, False)):
+        monkeypatch.setattr(
+            OpenVinoSession, "run", lambda self, names, feed, off=error: [right(self, names, feed)[0] + off]
+        )
+        if fits:
+            assert OpenVinoPolicy(path).provider.endswith(" int8")
+            with pytest.raises(DeployError, match=r"within 0\.001 action units"):
+                OpenVinoPolicy(path, tolerance=1e-3)  # what somebody asks for holds
+        else:
+            with pytest.raises(DeployError, match=r"within 0\.0424264 action units"):
+                OpenVinoPolicy(path)
+
+
+@pytest.mark.usefixtures("_openvino")
 def test_fp16_is_refused_and_bf16_is_not(path: Path) -> None:
     with pytest.raises(DeployError, match="fp32 or bf16 for runtime=openvino"):
         open_policy(path, runtime=Runtime.openvino, options=EngineOptions(precision=Precision.fp16))
@@ -90,3 +114,28 @@ def test_with_openvino_it_is_tried_too(toy: Any, path: Path, tmp_path: Path) -> 
     assert {trial["runtime"] for trial in trials} == {"onnx", "openvino"}
     assert all(trial["max_error"] <= 1e-5 and trial["calls"] > 0 for trial in trials)
     np.testing.assert_allclose(policy.act(*toy.observe(1)).actions, toy.by_hand(*toy.observe(1)), atol=1e-5)
+
+
+@pytest.mark.usefixtures("_openvino")
+@pytest.mark.parametrize("draws", [0, 1])
+def test_rti_runs_both_graphs(tmp_path: Path, draws: int) -> None:
+    """By hand: two envs, one of which begins anew at the second decision."""
+    policy = open_policy(
+        write_files(tmp_path, draws=draws), runtime=Runtime.openvino, options=EngineOptions(max_batch=2)
+    )
+    assert isinstance(policy, RtiPolicy)
+    assert type(policy.full) is type(policy.warm) is OpenVinoPolicy
+    seen = seen_of((1.0, 0.2, 1.2), (1.0, 0.1, 0.3))
+    first = policy.act(seen, noise_of(2)).actions
+    kept = first.copy()
+    np.testing.assert_allclose(first, full_by_hand(seen, noise_of(2)), atol=1e-5)
+    policy.reset(np.array([False, True]))
+    second = policy.act(seen, noise_of(2, 1)).actions
+    np.testing.assert_array_equal(first, kept)
+    wanted = warm_by_hand(seen, draws * noise_of(2, 1), rest_of(first))
+    np.testing.assert_allclose(second[:1], wanted[:1], atol=1e-5)
+    np.testing.assert_allclose(second[1:], full_by_hand(seen, noise_of(2, 1))[1:], atol=1e-5)
+    policy.reset(np.array([True, False]))
+    bad = seen_of((1.0, 0.2, 1.2), (1.0, np.nan, 0.3))
+    policy.act(bad, noise_of(2))
+    assert policy.counts.to_json() == {"warm": 1, "first": 4, "jump": 1, "full": 0}

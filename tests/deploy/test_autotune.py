@@ -14,7 +14,7 @@ import pytest
 from robot_rl.deploy import autotune
 from robot_rl.deploy.autotune import Candidate, Trial, choose, tuned_policy, tuning_key
 from robot_rl.deploy.onnx_policy import OnnxPolicy
-from robot_rl.deploy.tensorrt_policy import EngineOptions, Runtime, open_policy
+from robot_rl.deploy.tensorrt_policy import EngineOptions, Runtime, open_graph
 from robot_rl.errors import DeployError
 
 ONE, TWO = Candidate(Runtime.onnx, 1), Candidate(Runtime.onnx, 2)
@@ -34,15 +34,15 @@ class Slowed:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[float, float]]:
-    """Wait and offset by number of threads; the real open_policy underneath. Two cores, no openvino."""
+    """Wait and offset by number of threads; the real open_graph underneath. Two cores, no openvino."""
     behaviour = {1: (0.004, 0.0), 2: (0.001, 0.0)}
 
     def slowed(path: Any, *, threads: int, **words: Any) -> OnnxPolicy:
-        policy = open_policy(path, threads=threads, **words)
+        policy = open_graph(path, threads=threads, **words)
         policy.session = Slowed(policy.session, *behaviour[threads])
         return policy
 
-    monkeypatch.setattr(autotune, "open_policy", slowed)
+    monkeypatch.setattr(autotune, "open_graph", slowed)
     monkeypatch.setattr(autotune, "_cores", lambda: 2)
     real = autotune._version
     monkeypatch.setattr(autotune, "_version", lambda name: "" if name in ("openvino", "tensorrt") else real(name))

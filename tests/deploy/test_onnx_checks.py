@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,5 +224,11 @@ def test_parity_by_hand(toy: Any, path: Path) -> None:
     assert candidate.batches == [1] * 4 + [3] * 4 + [5] * 4
     with pytest.raises(DeployError, match=r"within 0\.24 action units, got a difference of 0\.25"):
         check_parity(reference, candidate, tolerance=0.24, **arguments)
+    with pytest.raises(DeployError, match="a difference of inf"):
+        check_parity(reference, Off(path, float("nan")), tolerance=1e9, **arguments)
+    # Of a file that rounds: root mean square. 0.25 in one of batch x 4 x 2 numbers of each draw.
+    arguments["facts"] = replace(read_graph(path), operators=frozenset({"QuantizeLinear"}))
+    errors = check_parity(reference, Off(path, 0.25), tolerance=0.1, **arguments)
+    assert errors == {f"batch_{batch}": pytest.approx(0.25 / (8 * batch) ** 0.5, rel=1e-3) for batch in (1, 3, 5)}
     with pytest.raises(DeployError, match="a difference of inf"):
         check_parity(reference, Off(path, float("nan")), tolerance=1e9, **arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,14 @@ def test_provider_options_by_hand(path: Path) -> None:
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": "/c/key",
         "trt_fp16_enable": "True",
+        "trt_int8_enable": "False",
         "trt_profile_min_shapes": "proprio:1x2x3,noise:1x1x4x2",
         "trt_profile_opt_shapes": "proprio:1x2x3,noise:1x1x4x2",
         "trt_profile_max_shapes": "proprio:8x2x3,noise:8x1x4x2",
     }
     assert provider_options(read_graph(path), Path("/c"), options=EngineOptions())["trt_fp16_enable"] == "False"
+    quantised = replace(read_graph(path), operators=frozenset({"QuantizeLinear"}))
+    assert provider_options(quantised, Path("/c"), options=EngineOptions())["trt_int8_enable"] == "True"
 
 
 def test_the_provider_keeps_its_engines_in_the_keyed_folder(

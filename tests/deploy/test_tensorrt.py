@@ -32,6 +32,36 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
+def quantised_model(toy: Any) -> Any:
+    """The toy with its noise rounded to multiples of 1/8."""
+    model = toy.model()
+    for node in model.graph.node:
+        node.input[:] = ["rounded" if name == "plain" else name for name in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.125), "scale"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.int8(0), "zero"))
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", ["plain", "scale", "zero"], ["whole"]),
+        onnx.helper.make_node("DequantizeLinear", ["whole", "scale", "zero"], ["rounded"]),
+    ]
+    at = 1 + [node.output[0] for node in model.graph.node].index("plain")
+    for node in reversed(pair):
+        model.graph.node.insert(at, node)
+    for key, value in {"precision": "int8", "int8": {"recorded": {"rms_error": 0.04}}}.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
+    return model
+
+
+def test_a_file_with_qdq_may_use_int8(toy: Any, tmp_path: Path, trt: Any) -> None:
+    path = toy.save(quantised_model(toy), tmp_path)
+    policy = TensorRtPolicy(path, options=EngineOptions(cache=str(tmp_path / "engines"), max_batch=2))
+    assert trt.flags == {trt.BuilderFlag.INT8}
+    assert policy.provider == "TensorRT 10.16.1.11 int8 on NVIDIA H100 80GB HBM3"
+    observation, noise = toy.observe(2)
+    expected = toy.by_hand(observation, np.round(8 * noise) / 8)
+    np.testing.assert_allclose(policy.act(observation, noise).actions, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.fp16])
 def test_build_run_and_cache(toy: Any, path: Path, tmp_path: Path, trt: Any, precision: Precision) -> None:
     options = EngineOptions(cache=str(tmp_path / "engines"), precision=precision, max_batch=5)
@@ -169,7 +199,7 @@ def test_an_engine_that_acts_differently_is_refused_fresh_and_cached(path: Path,
 
 
 def test_the_tolerance_can_be_set_and_fp32_is_stricter(path: Path, tmp_path: Path, trt: Any) -> None:
-    assert EngineOptions().allowed_difference == 1e-3
+    assert EngineOptions().allowed_difference({}) == 1e-3
     trt.error = 0.01
     options = EngineOptions(cache=str(tmp_path / "engines"), precision=Precision.fp16, tolerance=1e-3)
     with pytest.raises(DeployError, match=r"within 0\.001 action units"):
@@ -261,7 +291,7 @@ def test_on_a_real_gpu(toy: Any, path: Path, tmp_path: Path, precision: Precisio
         for batch in (1, 5):
             expected = toy.by_hand(*toy.observe(batch))
             np.testing.assert_allclose(
-                policy.act(*toy.observe(batch)).actions, expected, atol=options.allowed_difference
+                policy.act(*toy.observe(batch)).actions, expected, atol=options.allowed_difference({})
             )
     assert (entry / PLAN).stat().st_mtime_ns == built_at
 

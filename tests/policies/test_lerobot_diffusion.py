@@ -21,10 +21,14 @@ from robot_rl import cli
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.contracts import DenoisingPolicy
+from robot_rl.deploy.onnx_passes import ExportPass
+from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.errors import PolicyError
 from robot_rl.policies.lerobot_diffusion import LeRobotAdoption, LeRobotDiffusionPolicy, load_lerobot
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.stages.export import write_onnx
+from robot_rl.stages.export_rti import RtiOptions, require_warm, write_rti
 from robot_rl.types import Observation
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded" / "lerobot_diffusion.json").read_text())
@@ -238,6 +242,28 @@ def test_rti_starts_from_the_rest_of_the_whole_chunk(folder: Path) -> None:
     edit("config.json", clip_sample=False)(folder)
     with pytest.raises(PolicyError, match="rti on a LeRobot checkpoint"):
         load(folder).warm_started(WarmStart(level=20))
+
+
+@pytest.mark.slow
+def test_rti_as_exported_files(folder: Path, tmp_path: Path) -> None:
+    """Its chunk begins before the first action that is played, so a guess is one action longer than what is returned."""
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    policy = load(folder).requires_grad_(False)
+    warm = require_warm(policy, WarmStart(level=40, steps=2, max_jump=100.0), where="theirs")
+    config = {"observation_keys": list(policy.config.observation_keys), "history": 2, "horizon": 7, "execute": 4}
+    plain = {
+        "spec": policy.spec.to_json(), "config": config, "sampling": policy.sampling,
+        "noise": {"rule": "seeded", "seed": 0, "shape": list(policy.noise_shape)},
+    }  # fmt: skip
+    metadata = {key: json.dumps(value) for key, value in plain.items()}
+    write_onnx(policy, tmp_path / "policy.onnx", metadata=metadata)
+    seen = Observation(proprio=wave((6, 2, 3), 0.4), state=wave((6, 2, 4), 0.5))
+    options = RtiOptions(warm.warm, tuple(ExportPass), 1e-4, batches=(1, 3))
+    written = write_rti(warm, OnnxPolicy(tmp_path / "policy.onnx"), metadata, {"random": seen}, options)
+    assert written.policy.noise_shape == (1, 8, 2)
+    assert written.told["max_error"] <= 1e-5
+    assert written.told["random"]["decisions"] == {"warm": 12, "first": 12, "jump": 0, "full": 0}
 
 
 def fit_point_reach(folder: Path) -> None:

@@ -74,12 +74,23 @@ def test_the_full_level_is_full_denoising(mode: SamplingMode) -> None:
     assert rti.counts.to_json() == {"warm": 0, "first": 2, "jump": 0, "full": 4}
 
 
-@pytest.mark.parametrize("start", list(StartKind))
-def test_a_later_decision_starts_from_the_rest_of_the_last_chunk(start: StartKind) -> None:
+@pytest.mark.parametrize(
+    ("start", "scale", "size"),
+    [
+        (StartKind.clean, None, 0.1),
+        (StartKind.scaled, None, 0.1),
+        (StartKind.noised, None, 1.0),  # noise brings a sign of full size to where the network was trained
+        (StartKind.noised, 0.5, 0.5),
+        (StartKind.clean, 1.0, 1.0),
+    ],
+)
+def test_a_later_decision_starts_from_the_rest_of_the_last_chunk(
+    start: StartKind, scale: float | None, size: float
+) -> None:
     policy = make(prediction=Prediction.sample)
     answer = torch.tensor([[0.1, 0.5, -0.9], [0.2, 0.5, -0.9], [0.3, 0.5, 0.9], [0.4, 0.5, 0.9]])
     policy.denoiser = Recorder(answer)
-    rti = WarmStartedPolicy(policy, replace(WARM, start=start))
+    rti = WarmStartedPolicy(policy, replace(WARM, start=start, discrete_scale=scale))
     first = rti.act(observe(1), draw(policy, 1)).actions
     shown = policy.denoiser.shown
     assert [level for level, _ in shown] == [91, 81, 71, 61, 51, 41, 31, 21, 11, 1]
@@ -87,9 +98,9 @@ def test_a_later_decision_starts_from_the_rest_of_the_last_chunk(start: StartKin
     noise = draw(policy, 1, seed=1)
     second = rti.act(observe(1), noise).actions
     assert [level for level, _ in shown] == [21, 11, 1]
-    # The rest of the first chunk, its last action twice; the gripper by its sign at a tenth.
+    # The rest of the first chunk, its last action twice; the gripper by its sign.
     guess = torch.cat([first[:, 1:], first[:, -1:]], dim=1)
-    guess[0, :, 2] = torch.tensor([-0.1, 0.1, 0.1, 0.1])
+    guess[0, :, 2] = size * torch.tensor([-1.0, 1.0, 1.0, 1.0])
     ab = float(squared_cosine_alpha_bar(100)[21])
     expected = {
         StartKind.clean: guess,

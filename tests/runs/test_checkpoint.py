@@ -345,3 +345,10 @@ def test_load_policy_refuses_what_does_not_fit(tmp_path: Path, changes: dict[str
     with pytest.raises(PolicyError, match=says) as caught:
         load_policy(tmp_path)
     assert "step_000001" in caught.value.where
+
+
+def test_a_folder_of_runs_is_no_policy_and_names_them(tmp_path: Path) -> None:
+    (tmp_path / "imitate" / "one_run").mkdir(parents=True)
+    (tmp_path / "imitate" / "one_run" / "status.json").write_text("{}")
+    with pytest.raises(RunError, match="holds runs; give one of them: one_run"):
+        load_checkpoint(tmp_path / "imitate")

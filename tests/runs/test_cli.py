@@ -204,9 +204,12 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["colect"]) == 2
     assert "Did you mean 'collect'" in capsys.readouterr().err
     assert cli.main([]) == 2
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["collect", "--jsn"])
-    assert caught.value.code == 2
+    capsys.readouterr()
+    assert cli.main(["collect", "--num-episodes", "5", "env=point_reach"]) == 2
+    said = capsys.readouterr().err
+    assert "option '--num-episodes'" in said
+    assert "`num_episodes=5`" in said
+    assert "env=point_reach" not in said
 
 
 def test_table_is_aligned() -> None:

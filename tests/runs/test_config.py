@@ -167,6 +167,7 @@ def test_interpolation_of_another_key(folder: Path) -> None:
         ("experiment=bog", "own: group 'experiment'", "Valid: big"),
         ("env._target_=house_plugin.make_bx", "own.env._target_", "Did you mean 'make_box'"),
         ("env._target_=house_plugn.make_box", "own.env._target_", "There is no module 'house_plugn'"),
+        ("env._target_=house_plugn.make_box", "own.env._target_", "`PYTHONPATH=. robot-rl ...`"),
         ("env._target_=house_plugin.bare", "own.env._target_", "first parameter is annotated with a dataclass"),
         ("seed", "own: overrides 'seed'", "missing EQUAL"),
         ("seed=1,2", "own: overrides 'seed=1,2'", "use key=[value1,value2]"),

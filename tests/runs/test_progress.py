@@ -51,7 +51,7 @@ def test_shares_add_up(caplog: pytest.LogCaptureFixture) -> None:
             clock.now += 1.0
             raise ValueError("an error inside is timed too")
     assert progress.shares == {"simulation": 3.0, "policy": 1.0}
-    assert "simulation 75 %, policy 25 %" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith("; of the time: simulation 75 %, policy 25 %")
 
 
 def test_bar_does_not_need_a_terminal_to_be_drawn(capsys: pytest.CaptureFixture[str]) -> None:

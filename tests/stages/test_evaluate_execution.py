@@ -60,6 +60,24 @@ def test_without_latency_it_is_the_plain_evaluation(config: EvaluateConfig) -> N
     }  # fmt: skip
 
 
+def test_rti_starts_from_what_is_really_left(config: EvaluateConfig) -> None:
+    """Without latency that is the plain evaluation; with it every kind plays something else, whatever num_envs is."""
+    warm = WarmStart(level=21, max_jump=100.0)
+    plain = evaluate(config, rti=warm)
+    delayed = evaluate(config, rti=warm, execution=Execution.asynchronous)
+    assert {key: delayed[key] for key in MEASURES} == {key: plain[key] for key in MEASURES}
+    assert delayed["rti_decisions"] == plain["rti_decisions"] == {"warm": 12, "first": 3, "jump": 0, "full": 0}
+    seen = set()
+    for kind in (Execution.sync, Execution.naive, Execution.asynchronous, Execution.ensemble):
+        late = evaluate(config, rti=warm, execution=kind, latency_ms=200.0)
+        together = evaluate(config, rti=warm, execution=kind, latency_ms=200.0, num_envs=3)
+        assert {key: late[key] for key in MEASURES} == {key: together[key] for key in MEASURES}
+        questions = late["chunk_execution"]["questions"]
+        assert late["rti_decisions"] == {"warm": questions - 3, "first": 3, "jump": 0, "full": 0}
+        seen.add(late["action_jerk_rms"])
+    assert len(seen) == 4
+
+
 def test_each_kind_plays_something_else_under_latency(config: EvaluateConfig) -> None:
     seen = {}
     for kind in Execution:
@@ -98,8 +116,8 @@ def test_what_is_refused(config: EvaluateConfig) -> None:
         evaluate(config, latency_ms=100.0)
     with pytest.raises(ConfigError, match="with them"):
         evaluate(config, chunks=ChunkRule(blend_steps=2))
-    with pytest.raises(ConfigError, match="without rti"):
-        evaluate(config, execution=Execution.sync, rti=WarmStart(level=21))
+    with pytest.raises(PolicyError, match="got WarmStartedPolicy"):
+        evaluate(config, execution=Execution.rtc, rti=WarmStart(level=21))
     with pytest.raises(ConfigError, match="got an expert"):
         evaluate(config, policy="", execution=Execution.sync)
     with pytest.raises(ConfigError, match="a chunk has 8 actions and an answer takes 10 steps"):

@@ -14,8 +14,19 @@ from robot_rl.deploy.onnx_policy import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PR
 from robot_rl.deploy.tensorrt_policy import TensorRtPolicy
 from robot_rl.errors import PolicyError
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
-from robot_rl.stages.evaluate import EvaluateConfig, check_spec
+from robot_rl.stages.evaluate import EvaluateConfig, check_policy_spec, check_spec
 from robot_rl.stages.evaluate_play import policy_actor
+
+SPEC = EnvSpec(
+    env_id="Test-v1",
+    observation={},
+    action=ArraySpec("action", (7,)),
+    action_semantics=ActionSemantics(ActionKind.delta, DeltaReference.target, "base", "rotvec", "none", "ee_delta"),
+    joint_names=(),
+    robot="point",
+    control_hz=20.0,
+    max_episode_steps=10,
+)
 
 
 class Named:
@@ -64,16 +75,7 @@ def test_provider_and_precision_are_what_ran(policy: Any, asked: Precision, prov
 
 
 def test_another_declaration_is_named_before_another_size() -> None:
-    trained = EnvSpec(
-        env_id="Test-v1",
-        observation={},
-        action=ArraySpec("action", (7,)),
-        action_semantics=ActionSemantics(ActionKind.delta, DeltaReference.target, "base", "rotvec", "none", "ee_delta"),
-        joint_names=(),
-        robot="point",
-        control_hz=20.0,
-        max_episode_steps=10,
-    )
+    trained = SPEC
     joints = ActionSemantics(ActionKind.absolute, DeltaReference.none, "joint", "none", "none", "joint_pos")
     given = replace(trained, action=ArraySpec("action", (8,)), action_semantics=joints)
     with pytest.raises(PolicyError, match=r"(?s)action semantics.*ee_delta.*joint_pos"):
@@ -81,3 +83,25 @@ def test_another_declaration_is_named_before_another_size() -> None:
     with pytest.raises(PolicyError, match="action size"):
         check_spec(trained, replace(given, action_semantics=trained.action_semantics), where="policy.pt")
     check_spec(trained, trained, where="policy.pt")
+
+
+def test_what_a_policy_does_not_observe_need_not_be_there() -> None:
+    arrays = {
+        "proprio": ArraySpec("proprio", (9,)),
+        "state": ArraySpec("state", (35,)),
+        "points": ArraySpec("points", (64, 3)),
+    }
+    trained = replace(SPEC, observation=arrays)
+    given = replace(trained, observation={key: arrays[key] for key in ("proprio", "points")})
+    sees = SimpleNamespace(spec=trained, config=SimpleNamespace(observation_keys=("proprio", "points")))
+    check_policy_spec(sees, given, where="policy.pt")
+    with pytest.raises(PolicyError, match="observation 'state'"):
+        check_spec(trained, given, where="policy.pt")
+    sees.config.observation_keys = ("proprio", "state")
+    with pytest.raises(PolicyError, match="observation 'state'"):
+        check_policy_spec(sees, given, where="policy.pt")
+    sees.config.observation_keys = ("points",)
+    with pytest.raises(PolicyError, match=r"observation 'points'.*\(64, 3\)"):
+        check_policy_spec(
+            sees, replace(given, observation={"points": ArraySpec("points", (128, 3))}), where="policy.pt"
+        )

@@ -55,7 +55,7 @@ def test_protocol_and_counts(checkpoint: Path, tmp_path: Path) -> None:
     assert told["class"] == "WarmStartedPolicy"
     assert told["sampling"] == "rti (noised) at levels 25, 13, 1; first eta0, 10 steps"
     assert told["rti"] == {
-        "level": 25, "steps": 3, "start": "noised", "discrete_at": [], "discrete_scale": 0.1, "max_jump": 100.0,
+        "level": 25, "steps": 3, "start": "noised", "discrete_at": [], "discrete_scale": 1.0, "max_jump": 100.0,
         "levels": [25, 13, 1],
     }  # fmt: skip
     assert summary["env_steps"] == 60

@@ -1,4 +1,7 @@
-"""A policy whose chunks are known by the number of the decision alone; it can continue a chunk. A process imports it by name."""
+"""Policies whose chunks are known by the number of the decision alone: one can continue a chunk, one starts from its rest.
+
+A process imports them by name.
+"""
 
 from __future__ import annotations
 
@@ -65,3 +68,42 @@ class KnownChunks:
 def open_known(config: Mapping[str, Any]) -> KnownChunks:
     """For PolicySource.target, in a process that warms up three times."""
     return KnownChunks(first=-3)
+
+
+class WarmChunks:
+    """Gives `chunk_of` its calls, and remembers what each of them was to start from: it has to be told.
+
+    Args:
+        echoes: answer with that instead; zeros where there is nothing.
+    """
+
+    device, noise_shape, sampling, starts_warm = None, (0, HORIZON, 2), "known", True
+
+    def __init__(self, *, echoes: bool = False) -> None:
+        self.spec, self.calls, self.echoes = small_spec(), 0, echoes
+        self.config = SimpleNamespace(observation_keys=("proprio",), history=1, horizon=HORIZON, execute=EXECUTE)
+        self.starts: list[np.ndarray | None] = []
+        self._told: list[np.ndarray | None] = []
+
+    def start_from(self, rest: np.ndarray | None) -> None:
+        self._told = [None if rest is None else rest.copy()]
+
+    def act(self, observation: Observation, noise: np.ndarray) -> ActionChunk:
+        start = self._told.pop()
+        self.starts.append(start)
+        self.calls += 1
+        known = chunk_of(self.calls - 1)
+        if self.echoes:
+            known = np.zeros_like(known) if start is None else start
+        return ActionChunk(actions=known[None], execute=EXECUTE)
+
+    def noise(self) -> NoiseSource:
+        return NoiseSource(NoiseRule.fixed, 0, self.noise_shape)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Keeps nothing of an episode."""
+
+
+def open_warm(config: Mapping[str, Any]) -> WarmChunks:
+    """For PolicySource.target: what a process was told is what it answers."""
+    return WarmChunks(echoes=True)

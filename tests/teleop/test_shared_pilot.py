@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from known_chunks import WarmChunks
 from small_robot import SmallPolicy, small_card, small_spec
 from small_teleop import PlainClutch, PlainMapping, ScriptedDevice, episodes_of, small_session
 
@@ -135,3 +136,27 @@ def test_deltas_go_over_from_the_one_to_the_other() -> None:
     np.testing.assert_allclose(first[20:25], -1.0)
     np.testing.assert_allclose(first[25:], -1 + np.arange(5) / 10, atol=1e-6)
     assert [choice.intervention for choice in seen] == [0] * 10 + [1] * 15 + [0] * 5
+
+
+def test_while_a_person_drives_a_policy_starts_from_nothing() -> None:
+    """What it planned is not what the robot does then; a question behind a step of its own starts from the rest again."""
+    clock, policy = ManualClock(0.0), WarmChunks()
+    pilot = SharedPilot(
+        PlainMapping(),
+        PlainClutch(),
+        SameThreadPolicy(policy, clock=clock),
+        spec=small_spec(),
+        card=small_card(),
+        clock=clock,
+    )
+    reading = Reading(frames={"proprio": np.zeros(2, np.float32)}, stamps={"joints": 0.0}, position=np.zeros(2))
+    pilot.begin(reading, sent=None, seed=0)
+    pilot.start(seed=0, is_new=True)
+    for index in range(24):
+        clock.advance(0.02)
+        now_s = 0.02 * index
+        command = TeleopCommand(index + 1, now_s, engaged=6 <= index < 14)
+        pilot.judge(command, now_s)
+        pilot.choose(Turn(Slot(index, now_s, 0.0, 0), reading, command, now_s, 0.02, None))
+    # Asked at steps 0, 4, 8, ...: at 8 and 12 the person was driving.
+    assert [start is not None for start in policy.starts] == [False, True, False, False, True, True]

@@ -16,15 +16,21 @@ import pytest
 import torch
 
 from robot_rl import cli
+from robot_rl.data.normalizer import Normalizer
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler
-from robot_rl.envs.point_reach import PointReachConfig, make_env
+from robot_rl.envs.point_reach import PointReach, PointReachConfig, make_env
 from robot_rl.errors import DeployError
+from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
+from robot_rl.types import Observation
 from robot_rl.workbench import (
     bench,
     bench_ceilings,
     bench_env,
     bench_infer,
+    bench_infer_nets,
+    bench_infer_play,
+    bench_infer_table,
     bench_sample,
     bench_timing,
     bench_train,
@@ -289,32 +295,136 @@ def test_infer_measures_equal_policies_and_refuses_others(monkeypatch: pytest.Mo
     monkeypatch.setattr(bench_infer, "NETS", ("mlp",))
     monkeypatch.setattr(bench_infer, "ROUND_S", 0.0)
     monkeypatch.setattr(bench_infer, "find_spec", lambda name: None)
+    monkeypatch.setattr(bench_infer_nets, "DDIM_STEPS", 2)  # ten are exported for as long
+    monkeypatch.setattr(bench_infer_nets, "RTI_STEPS", (1, 2))
+    monkeypatch.setattr(bench_infer_table, "RTI", "RTI-2")
     report = bench_infer.run(Options(rounds=1))
-    rows = [
-        f"mlp {s} {r}"
-        for s, r in (("DDPM-100", "torch"), *((s, r) for s in ("DDIM-10", "one step") for r in ("torch", "onnx")))
-    ]
+    runtimes = {"DDPM-100": ("torch",), "RTI-1": ("torch",), "RTI-2": ("torch",)}
+    samplers = ("DDPM-100", "DDIM-2", "RTI-1", "RTI-2", "one step")
+    rows = [f"mlp {s} {r}" for s in samplers for r in runtimes.get(s, ("torch", "onnx", "onnx int8"))]
     assert [m.name for m in report.measurements] == [
         "mlp bare forward, torch", "mlp read weights", "mlp matmul", *rows,
     ]  # fmt: skip
     facts = report.facts["mlp"]
-    assert facts["max_error"].keys() == {"DDIM-10 onnx", "one step onnx"}
+    assert facts["max_error"].keys() == {"DDIM-2 onnx", "one step onnx"}
     # enter, two residual blocks of two layers, leave, and the two layers of the level's network: 2 FLOP a weight, no biases
     assert facts["flop"] == 2 * sum(
-        w.numel() for w in bench_infer.random_policy("mlp").denoiser.parameters() if w.ndim == 2
+        w.numel() for w in bench_infer_nets.random_policy("mlp").denoiser.parameters() if w.ndim == 2
     )
     assert facts["weight_bytes"] == 4 * facts["parameters"]
     seconds = max(facts["weight_bytes"] / facts["gb_per_s"] / 1e9, facts["flop"] / facts["gflop_per_s"] / 1e9)
     assert facts["floor_ms"] == pytest.approx(1e3 * seconds)
     table = report.facts["table"]
     assert [" ".join(line[:3]) for line in table[1:]] == [*rows, "mlp bare forward torch"]
-    ddim = next(line for line in table if line[1:3] == ["DDIM-10", "onnx"])
-    assert float(ddim[9].removesuffix(" %")) == pytest.approx(1e3 * facts["floor_ms"] / float(ddim[8]), abs=1)
-    first = report.comparisons[0]
-    assert (first.ours, first.peer, first.target) == ("mlp one step onnx", "mlp DDIM-10 torch", 60.0)
+    found = {tuple(line[1:3]): line for line in table}
+    ddim = found["DDIM-2", "onnx"]
+    assert float(ddim[9].removesuffix(" %")) == pytest.approx(
+        100 * 2 * facts["floor_ms"] / float(ddim[8]), rel=0.05, abs=1
+    )
+    # Float32 files are their policy, int8 ones nearly; the reference is no distance from itself.
+    assert found["DDIM-2", "torch"][10:] == ["0", "0"]
+    assert float(ddim[11]) < 1e-4 < float(found["DDIM-2", "onnx int8"][11]) < 0.5
+    assert found["bare forward", "torch"][10:] == ["-", "-"]
+    ratios = {(c.ours, c.peer): c.target for c in report.comparisons}
+    assert ratios["mlp one step onnx", "mlp DDIM-2 torch"] == 60.0
+    assert ratios["mlp RTI-2 torch", "mlp DDIM-2 torch"] == 3.0
+    assert ratios["mlp DDIM-2 onnx int8", "mlp DDIM-2 torch"] is None
     assert "pip install" in report.facts["openvino"]
     with pytest.raises(DeployError, match="a faster wrong policy"):
         bench_infer.checked(np.zeros(3), np.array([0.0, float("nan"), 0.0]), "x")
+
+
+def test_a_part_is_printed_and_kept_when_the_next_is_broken_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, fake: dict[str, float]
+) -> None:
+    seen = list[str]()
+
+    def run(options: Options) -> Report:
+        (net,) = options.nets
+        seen.append(net)
+        if net == "unet5":
+            raise KeyboardInterrupt
+        return Report((measured(net, [[0.001]]),), (), {"table": [["head"], [f"row of {net}"]]})
+
+    monkeypatch.setattr(bench_infer, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["infer", "--nets", "mlp,unet5", "--json", str(tmp_path / "out.json")])
+    assert seen == ["mlp", "unet5"]
+    assert "row of mlp" in capsys.readouterr().out
+    assert list(json.loads((tmp_path / "out.json").read_text())["results"]) == ["infer mlp"]
+
+
+def test_infer_has_a_part_for_each_net_and_refuses_wrong_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {name: part.nets for name, part in bench_infer.parts(Options()).items()} == {
+        "mlp": ("mlp",), "unet5": ("unet5",), "unet65": ("unet65",),
+    }  # fmt: skip
+    assert set(bench_infer.parts(Options(policy="run"))) == {"policy"}
+    for options in (Options(nets=("unet",)), Options(nets=("mlp",), policy="run")):
+        with pytest.raises(BenchError, match="some of mlp, unet5, unet65"):
+            bench_infer.parts(options)
+    monkeypatch.setattr(bench_infer.shutil, "which", lambda name: None)
+    with pytest.raises(BenchError, match=r"a C\+\+ compiler"):
+        bench_infer.parts(Options(compiled=True))
+    with pytest.raises(BenchError, match="--dataset"):
+        bench_infer_nets.subject_of("policy", Options(policy="run"))
+
+
+@needs_onnx
+def test_every_sampler_and_file_plays_the_seeds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_infer_nets, "DDIM_STEPS", 2)
+    monkeypatch.setattr(bench_infer_nets, "RTI_STEPS", (1,))
+    torch.manual_seed(0)
+    spec = PointReach(PointReachConfig(), num_envs=1).spec
+    sizes = {key: array.size for key, array in spec.observation.items()} | {"action": spec.action.size}
+    config = DiffusionPolicyConfig(horizon=4, execute=2, hidden_width=16, level_embedding=8)
+    policy = DiffusionPolicy(config, spec, Normalizer.identity(sizes)).eval().requires_grad_(False)
+    head = policy.one_step_student().eval().requires_grad_(False)
+    env = {"_target_": "robot_rl.envs.point_reach.make_env", "max_episode_steps": 10}
+    calibration = Observation.from_arrays(
+        {key: torch.zeros(1, 1, *array.shape) for key, array in spec.observation.items()}
+    )
+    subject = bench_infer_nets.Subject("policy", policy, head, calibration, env)
+    file = bench_infer_nets.exported(head, tmp_path / "head.onnx", threads=1)
+    found = bench_infer_nets.samplers(subject)
+    rows = bench_infer_play.played(subject, found, {"one step": file}, Options(episodes=3))
+    places = [(row["sampler"], row["runtime"]) for row in rows]
+    assert places == [*((s, "torch") for s in ("DDPM-100", "DDIM-2", "RTI-1", "one step")), ("one step", "onnx int8")]
+    by_place = dict(zip(places, rows, strict=True))
+    reference, plain, exported = (
+        by_place["DDIM-2", "torch"],
+        by_place["one step", "torch"],
+        by_place["one step", "onnx int8"],
+    )
+    assert (reference["distance"], reference["difference to DDIM"]) == (0, 0)
+    assert plain["distance"] > 1e-3
+    for name in ("distance", "jerk rms", "step rms"):  # here the file is the policy in float32
+        assert exported[name] == pytest.approx(plain[name], rel=1e-3)
+    assert bench_infer_play.as_cells(reference)[:3] == ("DDIM-2", "torch", reference["success once"])
+    assert reference["success once"].endswith("/3")
+
+
+def test_a_slow_contender_plays_fewer_rounds_and_is_compared_over_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, turns = Clock(monkeypatch), list[str]()
+    slow = Contender("slow", lambda: clock.pass_time(8), 1, "x", most_rounds=2)
+    growing = itertools.count(1)
+    fast = Contender("fast", lambda: clock.pass_time(next(growing)), 1, "x")
+    first, second = bench_timing.interleave([slow, fast], rounds=4, on_turn=turns.append)
+    assert turns == ["slow", "fast"] * 3 + ["fast"] * 2  # one round more warms up
+    assert first.seconds.tolist() == [[8], [8]]
+    assert second.seconds.tolist() == [[2], [3], [4], [5]]
+    assert bench_timing.compare(second, first, target=None)["ratio"] == pytest.approx((8 / 2 + 8 / 3) / 2)
+
+
+def test_the_pace_of_a_call_fits_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(bench_infer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for seconds, expected in ((8.0, (1, 2)), (1.0, (1, 15)), (0.0625, (3, 80)), (2.0**-10, (20, 768))):
+
+        def call(taken: float = seconds) -> None:
+            now[0] += taken
+
+        found = bench_infer.pace(call)
+        assert (found["repeats"], found["most_rounds"]) == expected
 
 
 def test_ceilings_count_bytes_and_products(monkeypatch: pytest.MonkeyPatch) -> None:

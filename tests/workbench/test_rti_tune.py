@@ -54,11 +54,13 @@ def test_the_rule_wants_the_interval_above_the_margin_and_few_forwards() -> None
         row("own sampler", "full", 10, 90, 0.0),
         row("four", "rti", 4, 95, 0.0),  # too many forwards
         row("wide", "rti", 2, 94, -0.051),  # more successes, but its interval reaches below -5 points
-        row("plain", "plain", 1, 96, 0.0),  # without the handling: shown, never chosen
+        row("head", "one", 1, 96, 0.0),  # no RTI
         row("three", "rti", 3, 91, -0.02),
         row("two", "rti", 2, 91, -0.049),
+        row("plain", "plain", 2, 92, -0.03),
     ]
-    assert rti.choose(rows) == "two"
+    assert rti.choose(rows) == "plain"
+    assert rti.choose(rows[:6]) == "two"
     assert rti.choose(rows[:5]) == "three"
     assert rti.choose(rows[:4]) is None
 
