@@ -165,7 +165,7 @@ class ChunkPlayer:
         self._before: _Chunk | None = None
         self._taken_at, self._next_question, self._is_first = 0, 0, True
         self._all: list[_Chunk] = []
-        self._has_held, self._expected = False, 0
+        self._has_held, self._is_off_plan, self._has_held_since, self._expected = False, False, False, 0
 
     @property
     def is_asked(self) -> bool:
@@ -184,7 +184,7 @@ class ChunkPlayer:
             expected: steps that the answer may take: the next question comes sooner where the chunk would be over before
                 its answer. Not where the rule has an `every`.
         """
-        self._asked_at, self._expected = step, expected
+        self._asked_at, self._expected, self._has_held_since = step, expected, False
         self._next_question = step + self._interval_for(expected)
         self.counts.questions += 1
 
@@ -224,14 +224,18 @@ class ChunkPlayer:
         elif not self._follower.take(actions, request=chunk.request, start_s=float(chunk.start), now_s=float(step)):
             return False
         self._before, self._current, self._taken_at, self._has_held = old, chunk, step, False
+        self._is_off_plan = self._has_held_since and not has_waited
         return True
 
     def went(self, *, is_held: bool) -> None:
         """Whether the robot just played what was due or held. Behind a hold it is not where its chunks had it go.
 
-        A chunk that comes then is not averaged with, blended with or continued from those of before.
+        A chunk that comes then is not averaged with, blended with or continued from those of before; and nothing is continued
+        until a chunk is played that was asked for after the hold.
         """
         self._has_held = is_held
+        if is_held:
+            self._is_off_plan = self._has_held_since = True
 
     def continuation(self, step: int, *, expected: int) -> tuple[Float32[Array, "Tp A"], Float64[Array, " Tp"]] | None:
         """What a chunk that is asked for at `step` is to continue, with `continuation_weights`; None: nothing is played.
@@ -252,7 +256,8 @@ class ChunkPlayer:
 
         Of an ensemble that is the average of its chunks, as far as the newest one goes.
         """
-        if self._current is None or self._has_held or step - self._current.start >= self._usable:
+        # Where the usable actions end just now nothing was held yet: the last of them was played.
+        if self._current is None or self._is_off_plan or step - self._current.start > self._usable:
             return None
         left = self._current.actions[step - self._current.start :]
         if not len(left):

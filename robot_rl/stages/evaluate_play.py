@@ -55,6 +55,11 @@ class EvaluatePlayer:
             self._actor, self._described = build(config.expert, spec=self._env.spec), {"expert": config.expert}
         else:
             check_policy_spec(self._policy, self._env.spec, where=config.policy)
+            if _is_warm(self._policy) and config.execution is None and self._env.protocol().get("real_time"):
+                raise PolicyError(
+                    config.policy, expected="no RTI on a robot here, where nobody tells it of holds and pauses", got="RTI",
+                    hint="`robot-rl deploy policy=<export run>/export/rti.onnx` tells it.",
+                )  # fmt: skip
             self._actor, self._described = policy_actor(self._policy, config)
 
     def describe(self) -> dict[str, Any]:

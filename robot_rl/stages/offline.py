@@ -69,7 +69,7 @@ from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
 from robot_rl.runs.training import pick_device
-from robot_rl.stages.evaluate import check_spec
+from robot_rl.stages.evaluate import check_policy_spec
 from robot_rl.types import Episode, Source
 
 log = logging.getLogger(__name__)
@@ -310,7 +310,7 @@ def _save(run: RunDirectory, step: int, incumbent: Any, fits: RoundFits, config:
 def _collect(config: OfflineConfig, policy: Any, run: RunDirectory, number: int) -> str:
     """Play the kept policy in mode eta1 into a store of its own and return its path; completed when a run was killed."""
     env = build(config.env, num_envs=min(config.num_envs, config.collect_episodes), history=policy.config.history)
-    check_spec(policy.spec, env.spec, where=config.policy)
+    check_policy_spec(policy, env.spec, where=config.policy)
     path = str(run.path / f"round_{number:02d}" / "collected.zarr")
     first = config.collect_first_seed + number * config.collect_episodes
     actor = PolicyActor(policy, NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape))

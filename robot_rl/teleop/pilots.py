@@ -84,6 +84,7 @@ class Turn:
         now_s: when the reading was received.
         period_s: of actions.
         sent: what the robot was sent last; None before the first.
+        is_stale: whether a stream of the reading is too old, so that the robot will hold whatever is chosen.
     """
 
     slot: Slot
@@ -92,6 +93,7 @@ class Turn:
     now_s: float
     period_s: float
     sent: Goal | None
+    is_stale: bool = False
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,8 @@ class Session:
         self._hear(reading, command, now_s)
         is_step = slot.index % self._every == 0 or slot.skipped >= self._every
         if self.machine.state in _MOVING and not self.recorder.is_editing:
-            turn = Turn(slot, reading, command, now_s, 1.0 / self._spec.control_hz, self.driver.sent)
+            own_period_s, stale = 1.0 / self._spec.control_hz, bool(self.driver.stale)
+            turn = Turn(slot, reading, command, now_s, own_period_s, self.driver.sent, stale)
             self._move(turn, period_s, is_step=is_step)
         elif self.machine.state is State.resetting:
             done, problem = self.effects.resetter.step(reading, period_s)

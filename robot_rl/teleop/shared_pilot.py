@@ -89,10 +89,10 @@ class SharedPilot:
             mapped = mapped_of(self._mapping, turn, self._state, self._share)
             still = self._state not in MOVES
             return Choice(mapped.action, None, mapped.raw, Source.teleop, 0, tuple(mapped.clamped), still)
-        self._decisions.update(turn.slot, turn.reading, may_ask=True)
+        self._decisions.update(turn.slot, turn.reading, may_ask=not turn.is_stale)
         if self._policy.failure:
             self.problem = self._policy.failure
-        due = self._decisions.due(turn.slot)
+        due = self._decisions.due(turn.slot, is_stale=turn.is_stale)
         policy = None if due is None else np.asarray(due.action, np.float32)
         is_operator = self._state in MOVES
         if is_operator != self._was_operator:

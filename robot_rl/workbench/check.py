@@ -136,7 +136,7 @@ def _env_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequence[
 def _policy_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequence[str]]:
     from robot_rl.checks.policy import POLICY_CHECKS, check_policy
     from robot_rl.runs.config import build, load_config
-    from robot_rl.stages.evaluate import EvaluateConfig, check_spec, load_any_policy
+    from robot_rl.stages.evaluate import EvaluateConfig, check_policy_spec, load_any_policy
 
     words = [word.lstrip("+") for word in options.overrides]
     named = [word.partition("=")[2] for word in words if word.startswith("policy=")]
@@ -153,7 +153,8 @@ def _policy_findings(options: argparse.Namespace) -> tuple[list[Finding], Sequen
     else:
         policy, env = _untrained(options)
     try:
-        check_spec(getattr(policy, "spec", env.spec), env.spec, where=path)
+        if hasattr(policy, "spec"):
+            check_policy_spec(policy, env.spec, where=path)
         first = env.reset(range(NUM_ENVS))
         second = env.reset(range(NUM_ENVS, 2 * NUM_ENVS))
         return check_policy(policy, env.spec, observations=(first, second)), POLICY_CHECKS

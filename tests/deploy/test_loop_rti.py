@@ -15,7 +15,7 @@ from robot_rl.chunk_execution import DelayedActor
 from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.chunk_weights import ensembled
 from robot_rl.deploy.control_loop import ControlLoop
-from robot_rl.deploy.execution import ChunkRule, Execution
+from robot_rl.deploy.execution import ChunkPlayer, ChunkRule, Execution
 from robot_rl.deploy.inference import PolicySource, ProcessPolicy, SameThreadPolicy
 from robot_rl.deploy.loop_parts import LoopConfig, LoopParts
 from robot_rl.deploy.loop_summary import EpisodeSummary
@@ -94,6 +94,45 @@ def test_the_guess_is_the_rest_of_what_is_being_played(kind: Execution, delays: 
     assert len(starts) >= STEPS // (EXECUTE + 5)
     assert all(start is not None for start in starts[1:]), "it never held before it asked"
     assert summary.counts["warm_starts"] == len(starts) - 1 == summary.counts["requests"] - 1
+
+
+@pytest.mark.parametrize("kind", [Execution.asynchronous, Execution.sync])
+def test_a_policy_that_may_not_be_late_starts_warm_too(kind: Execution) -> None:
+    """No action beyond `execute` may be played then: the question comes where the usable ones end, and nothing was held."""
+    play = Play(kind, lambda request: 0.0, late_s=0.0)
+    summary = play.run()
+    require_same(play.policy.starts, play.rests())
+    assert all(start is not None for start in play.policy.starts[1:])
+    assert summary.counts["warm_starts"] == summary.counts["requests"] - 1
+
+
+def test_a_hold_that_is_over_before_the_next_question_is_remembered() -> None:
+    """What was held was not played, so the rest of that chunk is no plan; that of a chunk asked for behind the hold is."""
+    player = _player()
+    player.asked(0)
+    player.take(0, chunk_of(0))
+    player.went(is_held=False)
+    player.went(is_held=True)
+    player.went(is_held=False)
+    assert player.rest(4) is None
+    player.asked(4)
+    player.take(4, chunk_of(1))
+    player.went(is_held=False)
+    rest = player.rest(5)
+    assert rest is not None
+    np.testing.assert_array_equal(rest[0][: HORIZON - 1], chunk_of(1)[1:])
+    player.asked(8)
+    player.went(is_held=True)  # between question and answer: the answer counts from before the hold
+    player.went(is_held=False)
+    player.take(10, chunk_of(2))
+    player.went(is_held=False)
+    assert player.rest(11) is None
+
+
+def _player() -> ChunkPlayer:
+    return ChunkPlayer(
+        Execution.asynchronous, ChunkRule(), interval=EXECUTE, horizon=HORIZON, discrete=(), usable=HORIZON
+    )
 
 
 def test_an_ensemble_starts_from_its_average() -> None:

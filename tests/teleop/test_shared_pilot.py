@@ -158,5 +158,32 @@ def test_while_a_person_drives_a_policy_starts_from_nothing() -> None:
         command = TeleopCommand(index + 1, now_s, engaged=6 <= index < 14)
         pilot.judge(command, now_s)
         pilot.choose(Turn(Slot(index, now_s, 0.0, 0), reading, command, now_s, 0.02, None))
-    # Asked at steps 0, 4, 8, ...: at 8 and 12 the person was driving.
-    assert [start is not None for start in policy.starts] == [False, True, False, False, True, True]
+    # Asked at steps 0, 4, 8, ...: at 8 and 12 the person was driving, and did other things than the chunk of 12 says.
+    assert [start is not None for start in policy.starts] == [False, True, False, False, False, True]
+
+
+def test_on_stale_readings_the_policy_is_not_asked_and_nothing_is_due() -> None:
+    """The driver holds then, whatever is chosen: a plan that moved on meanwhile would be ahead of the robot."""
+    clock, policy = ManualClock(0.0), WarmChunks()
+    pilot = SharedPilot(
+        PlainMapping(),
+        PlainClutch(),
+        SameThreadPolicy(policy, clock=clock),
+        spec=small_spec(),
+        card=small_card(),
+        clock=clock,
+    )
+    reading = Reading(frames={"proprio": np.zeros(2, np.float32)}, stamps={"joints": 0.0}, position=np.zeros(2))
+    pilot.begin(reading, sent=None, seed=0)
+    pilot.start(seed=0, is_new=True)
+    still = []
+    for index in range(20):
+        clock.advance(0.02)
+        now_s = 0.02 * index
+        pilot.judge(TeleopCommand(index + 1, now_s), now_s)
+        is_stale = 6 <= index < 14
+        choice = pilot.choose(Turn(Slot(index, now_s, 0.0, 0), reading, TeleopCommand(), now_s, 0.02, None, is_stale))
+        still.append(choice.is_still)
+    assert still == [6 <= index < 14 for index in range(20)]
+    # Asked at 0, 4, with the first fresh reading at 14 from nothing, and at 18 from the rest of that.
+    assert [start is not None for start in policy.starts] == [False, True, False, True]
