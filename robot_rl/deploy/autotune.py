@@ -59,7 +59,8 @@ class Trial:
         runtime, threads: the candidate.
         p50_ms, p99_ms: of one answer at batch 1; None when it did not run.
         calls: that were timed.
-        max_error: largest difference to onnxruntime on one thread, action units; None when it did not run.
+        max_error: difference to onnxruntime on one thread, action units, the largest (of int8: the root mean square); None when it
+            did not run.
         error: why it did not run, or may not act; "" otherwise.
     """
 

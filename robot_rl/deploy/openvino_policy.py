@@ -106,7 +106,8 @@ class OpenVinoPolicy(OnnxPolicy):
             self.session, session, facts=facts, spec=self.spec, max_batch=max_batch, tolerance=allowed,
             where=f"{self.path}: parity",
         )  # fmt: skip
-        log.info("%s: OpenVINO differs by at most %.2g action units", self.path, max(self.parity.values()))
+        kind, worst = "rms" if facts.is_quantised else "at most", max(self.parity.values())
+        log.info("%s: OpenVINO differs by %s %.2g action units", self.path, kind, worst)
         # onnxruntime's session ends here: from now on OpenVINO acts.
         self.session = session
         self.provider = f"OpenVINO {session.version.split('-')[0]} {arithmetic(self.metadata, precision.value)}"

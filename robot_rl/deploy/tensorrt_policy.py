@@ -169,7 +169,8 @@ def _parity(policy: OnnxPolicy, candidate: Any, *, facts: GraphFacts, options: E
         policy.session, candidate, facts=facts, spec=policy.spec, max_batch=options.max_batch,
         tolerance=options.allowed_difference(policy.metadata), where=f"{policy.path}: parity",
     )  # fmt: skip
-    log.info("%s: largest difference to the CPU %.2g action units", policy.path, max(errors.values()))
+    kind, worst = "rms" if facts.is_quantised else "largest", max(errors.values())
+    log.info("%s: %s difference to the CPU %.2g action units", policy.path, kind, worst)
     return errors
 
 

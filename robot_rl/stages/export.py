@@ -40,7 +40,7 @@ from robot_rl.data.windows import WindowSampler
 from robot_rl.deploy.noise import NoiseRule
 from robot_rl.deploy.onnx_passes import ExportPass
 from robot_rl.deploy.onnx_policy import OnnxPolicy, measure_latency
-from robot_rl.errors import DeployError
+from robot_rl.errors import ConfigError, DeployError
 from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
@@ -107,6 +107,10 @@ CONFIG = ExportConfig
 def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
     """Write the file, test it, measure it."""
     began = time.monotonic()
+    if config.int8_tolerance is not None and config.quantize is None:
+        raise ConfigError(
+            "int8_tolerance", expected="quantize=int8, whose file it judges", got="no quantize", hint="Add quantize=int8."
+        )
     policy, spec, saved = load_policy(Path(config.policy))
     policy.eval().requires_grad_(False)
     if config.mode is not None:
@@ -153,6 +157,9 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
     latency = measure_latency(exported, one, calls=config.latency_calls)
     latency |= {"rti": told["latency"]} if told else {}
     run.write_json("export/latency.json", latency)
+    summary = {"onnx": str(path), "bytes": path.stat().st_size, "parity_max_error": worst, "latency": latency}
+    summary |= {"passes": names} | ({"rti": told} if told else {})
+    run.write_json("summary.json", summary)  # of a good file, whatever becomes of int8
     int8: dict[str, Any] = {}
     if config.quantize is not None:
         judged = Int8Options(config.int8_tolerance, config.threads, config.latency_calls, config.seed)
@@ -164,8 +171,6 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
         "passes %s, parity %.2g, latency p50 %.2f ms p99 %.2f ms",
         ", ".join(names) or "none", worst, latency["p50_ms"], latency["p99_ms"],
     )  # fmt: skip
-    summary = {"onnx": str(path), "bytes": path.stat().st_size, "parity_max_error": worst, "latency": latency}
-    summary |= {"passes": names} | ({"rti": told} if told else {})
     summary |= int8 | {"seconds": time.monotonic() - began}
     run.write_json("summary.json", summary)
     return summary

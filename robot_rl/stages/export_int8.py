@@ -48,6 +48,10 @@ class Quantize(str, Enum):
     int8 = "int8"
 
 
+class NothingToQuantiseError(DeployError):
+    """No product of the file is large enough for int8, or it is in int8 already."""
+
+
 @dataclass(frozen=True)
 class Int8Options:
     """How the int8 file is made and judged.
@@ -216,7 +220,7 @@ def quantise(
     chosen, products = _large_products(graph.model.graph, min_weights)
     names = [node.name for node in chosen]
     if not names or "precision" in metadata:
-        raise DeployError(
+        raise NothingToQuantiseError(
             str(source), expected=f"a float32 file with a product of at least {min_weights} weights behind the noise",
             got="an int8 file" if "precision" in metadata else f"{products} smaller products",
             hint="Export it with passes=[film,conv], which makes products of convolutions; a smaller network gains nothing by int8.",

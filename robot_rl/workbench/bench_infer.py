@@ -16,6 +16,7 @@ something only between rows of one sampler. With --policy the episodes behind th
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -36,7 +37,7 @@ from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.deploy.openvino_policy import OpenVinoPolicy
 from robot_rl.errors import DeployError
 from robot_rl.runs.progress import Progress
-from robot_rl.stages.export_int8 import feeds, note_errors, quantise
+from robot_rl.stages.export_int8 import NothingToQuantiseError, feeds, note_errors, quantise
 from robot_rl.types import Observation
 from robot_rl.workbench.bench_infer_nets import (
     NETS,
@@ -57,6 +58,8 @@ from robot_rl.workbench.bench_timing import BenchError, Contender, Measurement, 
 
 TOLERANCE = 1e-4
 ROUND_S, MOST_REPEATS = 0.2, 20
+log = logging.getLogger(__name__)
+
 # A slow contender plays fewer rounds than asked for: as many as fit, and at least two.
 CONTENDER_S, LEAST_ROUNDS = 15.0, 2
 JUDGED_ROWS = 8
@@ -88,6 +91,11 @@ def parts(options: Options) -> dict[str, Options]:
         raise BenchError(
             "bench infer --nets", expected=f"some of {', '.join(SHORT)}, without --policy",
             got=f"{', '.join(options.nets)}{' with --policy' if options.policy else ''}", hint="Separate by commas.",
+        )  # fmt: skip
+    if options.one_step and not options.policy:
+        raise BenchError(
+            "bench infer --one-step", expected="--policy RUN, whose head it is", got="no --policy",
+            hint="Without a run all weights are random, and so is the head.",
         )  # fmt: skip
     compiler = os.environ.get("CXX", "g++")
     if options.compiled and shutil.which(compiler) is None:
@@ -184,7 +192,8 @@ def _rows(subject: Subject, folder: Path, options: Options) -> tuple[list[Row], 
     noted: dict[str, Any] = {"max_error": errors}
     noted |= {"first_call_of_compiled_s": compile_s} if options.compiled else {}
     if subject.env is not None:
-        int8 = {s.name: OnnxPolicy(_int8_path(folder, s.name), threads=options.threads) for s in found if s.is_file}
+        paths = {s.name: _int8_path(folder, s.name) for s in found if s.is_file}
+        int8 = {name: OnnxPolicy(path, threads=options.threads) for name, path in paths.items() if path.is_file()}
         noted["episodes"] = played(subject, found, int8, options)
         noted["episodes_table"] = [list(EPISODES), *(list(as_cells(row)) for row in noted["episodes"])]
     return rows, noted
@@ -207,7 +216,12 @@ def _calls(
     int8 = _int8_path(folder, sampled.name)
     for runtime, file in opened(sampled.policy, path, threads=options.threads).items():
         yield runtime, _from_file(file, observation, noise), file.path
-    for runtime, file in opened_int8(sampled.policy, path, int8, subject.calibration, threads=options.threads).items():
+    try:
+        small = opened_int8(sampled.policy, path, int8, subject.calibration, threads=options.threads)
+    except NothingToQuantiseError as error:
+        log.warning("no int8 rows: %s", error)
+        small = {}
+    for runtime, file in small.items():
         yield f"{runtime} int8", _from_file(file, observation, noise), None
 
 

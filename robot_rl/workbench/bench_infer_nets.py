@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robot_rl.algorithms.diffusion import FinalAlpha, SamplingMode
+from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
 from robot_rl.data.store import EpisodeStore
@@ -25,7 +25,7 @@ from robot_rl.types import Observation
 from robot_rl.workbench.bench_sample import task_spec
 from robot_rl.workbench.bench_timing import BenchError, Contender, Options
 from robot_rl.workbench.judge_play import environment
-from robot_rl.workbench.rti_settings import reference_of
+from robot_rl.workbench.rti_settings import as_ddpm, reference_of
 
 PASSES = (ExportPass.film, ExportPass.conv)
 # Sizes of deploy_perf.md: a chunk of 16; the middle one stays in a processor's cache, the large one does not.
@@ -133,10 +133,8 @@ def samplers(subject: Subject) -> list[Sampled]:
     policy = subject.policy
     steps = min(DDIM_STEPS, policy.sampler.num_levels)
     ddim = policy.with_steps(steps, mode=SamplingMode.eta0)
-    every = copy.copy(policy)
-    levels = tuple(reversed(range(policy.sampler.num_levels)))
-    every.sampler = replace(policy.sampler, levels=levels, final_alpha=FinalAlpha.one, mode=SamplingMode.eta1)
-    found = [Sampled(f"DDPM-{len(levels)}", every, len(levels)), Sampled(f"DDIM-{steps}", ddim, steps, is_file=True)]
+    levels = policy.sampler.num_levels
+    found = [Sampled(f"DDPM-{levels}", as_ddpm(policy), levels), Sampled(f"DDIM-{steps}", ddim, steps, is_file=True)]
     level = min(RTI_LEVEL, ddim.sampler.levels[0] - 1)
     for count in RTI_STEPS:
         # Random weights have no gripper to freeze.
@@ -150,7 +148,7 @@ def samplers(subject: Subject) -> list[Sampled]:
 def compiled(policy: Any) -> Any:
     """A copy whose network is compiled by torch.compile, at the first call."""
     other = copy.deepcopy(policy)
-    other.denoiser = torch.compile(other.denoiser, dynamic=False)
+    other.denoiser.compile(dynamic=False)
     return other
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.runs.progress import Progress
 from robot_rl.workbench.bench_infer_nets import Sampled, Subject
@@ -62,6 +64,8 @@ def played(
                 "step rms": trial.step_rms, "jerk rms": trial.jerk, "gripper flips": trial.flips, "distance": away,
             })  # fmt: skip
             progress.advance(1, f"{sampler} {runtime}: {trial.wins}/{trial.number}")
+    for one in found:  # RTI keeps the chunks of the envs that it played; what is timed next is one env
+        one.policy.reset(np.ones(NUM_ENVS, bool))
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +69,7 @@ def settings_beside(
     own = policy.sampler
     out: list[Setting] = []
     if ddpm:
-        out.append(Setting(f"DDPM, {own.num_levels} steps", "ddim", _ddpm(policy), own.num_levels))
+        out.append(Setting(f"DDPM, {own.num_levels} steps", "ddim", as_ddpm(policy), own.num_levels))
     counts = [count for count in sorted({*forwards, 5}, reverse=True) if count < own.num_steps]
     out += [
         Setting(f"DDIM, {count} steps", "ddim", policy.with_steps(count, mode=SamplingMode.eta0), count)
@@ -106,9 +105,10 @@ def settings_beside(
     return out
 
 
-def _ddpm(policy: Any) -> Any:
-    """Its weights under DDPM: every level, down to the clean sample, and all but without RL's noise floor."""
-    other, own = copy.copy(policy), policy.sampler
+def as_ddpm(policy: Any) -> Any:
+    """A policy's weights under DDPM: every level, down to the clean sample, and all but without RL's noise floor."""
+    other = policy.with_mode(SamplingMode.eta1)
+    own = other.sampler
     levels = tuple(reversed(range(own.num_levels)))
     other.sampler = replace(own, levels=levels, final_alpha=FinalAlpha.one, mode=SamplingMode.eta1, sigma_min=1e-6)
     return other

@@ -216,9 +216,10 @@ def test_what_starts_is_what_was_returned(tmp_path: Path) -> None:
 
 
 def test_two_values_by_hand(tmp_path: Path) -> None:
-    warm = require_warm(policy_of(), WARM, where="toy")
-    (two,) = two_values(warm)
+    (two,) = two_values(require_warm(policy_of(), WARM, where="toy"))
     assert two.at == 3
+    assert (two.middle, *two.starts, *two.ends) == pytest.approx((0.04, 0.0, 0.08, 0.0, 0.08))
+    (two,) = two_values(require_warm(policy_of(), replace(WARM, discrete_scale=0.1), where="toy"))
     assert (two.middle, *two.starts, *two.ends) == pytest.approx((0.04, 0.036, 0.044, 0.0, 0.08))
     low, high = SPEC.action.low, SPEC.action.high
     assert low is not None

@@ -401,6 +401,9 @@ def test_every_sampler_and_file_plays_the_seeds(monkeypatch: pytest.MonkeyPatch,
         assert exported[name] == pytest.approx(plain[name], rel=1e-3)
     assert bench_infer_play.as_cells(reference)[:3] == ("DDIM-2", "torch", reference["success once"])
     assert reference["success once"].endswith("/3")
+    rti = found[2].policy
+    one = calibration.map(lambda x: x.numpy())
+    assert bench_infer.eager(rti, one, bench_infer._first_noise(rti))().shape == (1, 4, 2)  # the 3 envs are forgotten
 
 
 def test_a_slow_contender_plays_fewer_rounds_and_is_compared_over_those(monkeypatch: pytest.MonkeyPatch) -> None:
