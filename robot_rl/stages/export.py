@@ -109,7 +109,10 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
     began = time.monotonic()
     if config.int8_tolerance is not None and config.quantize is None:
         raise ConfigError(
-            "int8_tolerance", expected="quantize=int8, whose file it judges", got="no quantize", hint="Add quantize=int8."
+            "int8_tolerance",
+            expected="quantize=int8, whose file it judges",
+            got="no quantize",
+            hint="Add quantize=int8.",
         )
     policy, spec, saved = load_policy(Path(config.policy))
     policy.eval().requires_grad_(False)
