@@ -28,7 +28,7 @@ from robot_rl.algorithms.warm_start import (
 from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.data.element_names import gripper_elements
 from robot_rl.deploy.onnx_passes import ExportPass
-from robot_rl.deploy.rti_policy import WarmCounts
+from robot_rl.deploy.rti_policy import WarmCounts, check_rows
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
@@ -251,11 +251,7 @@ class WarmStartedPolicy(WrappedPolicy):
 
     def _check_rows(self, number: int) -> None:
         assert self._last is not None
-        if number != len(self._last.known):
-            raise PolicyError(
-                "rti", expected=f"{len(self._last.known)} envs, as at the last decision", got=str(number),
-                hint="Call reset with a mask of all True before the number of envs changes.",
-            )  # fmt: skip
+        check_rows(number, before=len(self._last.known))
 
     def _count(self, known: Array, is_warm: Array) -> None:
         warm, first = int(is_warm.sum()), int((~known).sum())

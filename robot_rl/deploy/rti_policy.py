@@ -48,6 +48,19 @@ class WarmCounts:
         return asdict(self)
 
 
+def check_rows(number: int, *, before: int) -> None:
+    """Refuse another number of envs than at the last decision.
+
+    Raises:
+        PolicyError: naming both.
+    """
+    if number != before:
+        raise PolicyError(
+            "rti", expected=f"{before} envs, as at the last decision", got=str(number),
+            hint="Call reset with a mask of all True before the number of envs changes.",
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TwoValues:
     """An element of the action with two values, physical units.
@@ -218,11 +231,7 @@ class RtiPolicy:
 
     def _check_rows(self, number: int) -> None:
         assert self._last is not None
-        if number != len(self._last.known):
-            raise PolicyError(
-                "rti", expected=f"{len(self._last.known)} envs, as at the last decision", got=str(number),
-                hint="Call reset with a mask of all True before the number of envs changes.",
-            )  # fmt: skip
+        check_rows(number, before=len(self._last.known))
 
     def _count(self, known: np.ndarray, is_warm: np.ndarray) -> None:
         warm, first = int(is_warm.sum()), int((~known).sum())

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -292,8 +293,12 @@ def check_policy_spec(policy: Any, given: EnvSpec, *, where: str) -> None:
     """
     trained: EnvSpec = policy.spec
     keys = getattr(policy.config, "observation_keys", tuple(trained.observation))
-    observed = {key: array for key, array in trained.observation.items() if key in keys}
-    check_spec(replace(trained, observation=observed), given, where=where)
+    check_spec(observing(trained, keys), given, where=where)
+
+
+def observing(spec: EnvSpec, keys: Sequence[str]) -> EnvSpec:
+    """The spec with no other observations than `keys`."""
+    return replace(spec, observation={key: array for key, array in spec.observation.items() if key in keys})
 
 
 def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:

@@ -47,7 +47,7 @@ from robot_rl.runs.config import build, validate_component
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.training import TrainConfig, pick_device, train
 from robot_rl.specs import EnvSpec
-from robot_rl.stages.evaluate import check_spec
+from robot_rl.stages.evaluate import check_spec, observing
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +131,7 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     env = None
     if config.rollout_episodes:
         env = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=policy_config.history)
-        seen = {key: array for key, array in spec.observation.items() if key in policy_config.observation_keys}
-        check_spec(replace(spec, observation=seen), env.spec, where=config.dataset)
+        check_spec(observing(spec, policy_config.observation_keys), env.spec, where=config.dataset)
         require_same_cameras(spec, env.spec, where=config.dataset)
     torch.manual_seed(config.seed)
     policy = build(node, spec=spec, normalizer=normalizer).to(device) if start is None else start.policy

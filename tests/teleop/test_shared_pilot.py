@@ -138,8 +138,8 @@ def test_deltas_go_over_from_the_one_to_the_other() -> None:
     assert [choice.intervention for choice in seen] == [0] * 10 + [1] * 15 + [0] * 5
 
 
-def test_while_a_person_drives_a_policy_starts_from_nothing() -> None:
-    """What it planned is not what the robot does then; a question behind a step of its own starts from the rest again."""
+def warm_pilot() -> tuple[ManualClock, WarmChunks, SharedPilot, Reading]:
+    """A policy that starts warm drives, and what it sees."""
     clock, policy = ManualClock(0.0), WarmChunks()
     pilot = SharedPilot(
         PlainMapping(),
@@ -152,6 +152,12 @@ def test_while_a_person_drives_a_policy_starts_from_nothing() -> None:
     reading = Reading(frames={"proprio": np.zeros(2, np.float32)}, stamps={"joints": 0.0}, position=np.zeros(2))
     pilot.begin(reading, sent=None, seed=0)
     pilot.start(seed=0, is_new=True)
+    return clock, policy, pilot, reading
+
+
+def test_while_a_person_drives_a_policy_starts_from_nothing() -> None:
+    """What it planned is not what the robot does then; a question behind a step of its own starts from the rest again."""
+    clock, policy, pilot, reading = warm_pilot()
     for index in range(24):
         clock.advance(0.02)
         now_s = 0.02 * index
@@ -164,18 +170,7 @@ def test_while_a_person_drives_a_policy_starts_from_nothing() -> None:
 
 def test_on_stale_readings_the_policy_is_not_asked_and_nothing_is_due() -> None:
     """The driver holds then, whatever is chosen: a plan that moved on meanwhile would be ahead of the robot."""
-    clock, policy = ManualClock(0.0), WarmChunks()
-    pilot = SharedPilot(
-        PlainMapping(),
-        PlainClutch(),
-        SameThreadPolicy(policy, clock=clock),
-        spec=small_spec(),
-        card=small_card(),
-        clock=clock,
-    )
-    reading = Reading(frames={"proprio": np.zeros(2, np.float32)}, stamps={"joints": 0.0}, position=np.zeros(2))
-    pilot.begin(reading, sent=None, seed=0)
-    pilot.start(seed=0, is_new=True)
+    clock, policy, pilot, reading = warm_pilot()
     still = []
     for index in range(20):
         clock.advance(0.02)
