@@ -14,9 +14,11 @@ ARGS ?=
 # One torch thread in tests: more of them on a busy machine can be many times slower.
 TEST_ENV := OMP_NUM_THREADS=1
 # Test processes: one a core (quotas of containers counted), at most 4 as each needs about 1 GB; a single core has none
-# but pytest's own. A file stays in one process, so that what its tests share is made once.
+# but pytest's own. A file stays in one process, so that what its tests share is made once. Files in their order: sorted by
+# their number of tests, those with few long ones come last and leave a core idle. A process that dies is not made anew, for
+# xdist may then wait for ever.
 TEST_WORKERS ?= $$($(BIN)/python -c 'from robot_rl.workbench.cores import usable_cores; n = int(usable_cores()); print(min(n, 4) if n > 1 else 0)')
-PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: setup demo test test-slow lint docs resolve clean
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,12 @@ _hook = install_import_hook("robot_rl", "beartype.beartype")
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is told when it happens: of a run that is cut off later the summary never comes."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} ({report.when}) failed:\n{report.longreprtext}", file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(autouse=True)

@@ -217,6 +217,11 @@ def load_any_policy(config: EvaluateConfig) -> Any:
             )  # fmt: skip
         return open_client({"uri": config.policy})
     exported = exported_file(config.policy)
+    if exported is not None and config.mode is not None:
+        raise PolicyError(
+            config.policy, expected="no mode for an .onnx file, which was exported in one", got=f"mode={config.mode.value}",
+            hint="Leave `mode` out, or give the run that was exported.",
+        )  # fmt: skip
     if exported is not None:
         # At least 16, so that one engine serves most numbers of envs.
         max_batch = max(EngineOptions().max_batch, config.num_envs)

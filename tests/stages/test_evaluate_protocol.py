@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.onnx_policy import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER
 from robot_rl.deploy.tensorrt_policy import TensorRtPolicy
 from robot_rl.errors import PolicyError
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
-from robot_rl.stages.evaluate import EvaluateConfig, check_policy_spec, check_spec
+from robot_rl.stages.evaluate import EvaluateConfig, check_policy_spec, check_spec, load_any_policy
 from robot_rl.stages.evaluate_play import policy_actor
 
 SPEC = EnvSpec(
@@ -105,3 +107,10 @@ def test_what_a_policy_does_not_observe_need_not_be_there() -> None:
         check_policy_spec(
             sees, replace(given, observation={"points": ArraySpec("points", (128, 3))}), where="policy.pt"
         )
+
+
+@pytest.mark.parametrize("mode", SamplingMode)
+def test_a_file_was_exported_in_one_mode(mode: SamplingMode, tmp_path: Path) -> None:
+    (tmp_path / "policy.onnx").touch()
+    with pytest.raises(PolicyError, match=f"(?s)no mode for an .onnx file.*mode={mode.value}"):
+        load_any_policy(EvaluateConfig(policy=str(tmp_path / "policy.onnx"), mode=mode))
