@@ -80,6 +80,7 @@ class WarmStartedPolicy(WrappedPolicy):
     def describe(self) -> dict[str, Any]:
         """JSON types for the protocol of an evaluation: the settings, with the levels and elements that they came to."""
         settings = asdict(self.warm) | {"start": self.warm.start.value, "discrete_scale": self.warm.sign_size}
+        settings |= {"max_jump": self.warm.jump_limit}
         return settings | {"levels": list(self.sampler.levels), "discrete_at": list(self.discrete_at)}
 
     @property
@@ -247,7 +248,7 @@ class WarmStartedPolicy(WrappedPolicy):
             return known, torch.zeros_like(known)
         change = (frame - self._last.frame).abs().amax(dim=-1)
         # A comparison with NaN is False: what can't be compared is a jump.
-        return known, known & (change <= self.warm.max_jump) & self._last.guess.isfinite().all(dim=(1, 2))
+        return known, known & (change <= self.warm.jump_limit) & self._last.guess.isfinite().all(dim=(1, 2))
 
     def _check_rows(self, number: int) -> None:
         assert self._last is not None

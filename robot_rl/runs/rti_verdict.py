@@ -1,10 +1,13 @@
-"""What `robot-rl rti tune` found out about a run, and the warning that follows from it."""
+"""What `robot-rl rti tune` found out about a run: the warning that follows from it, and how far its observations jump."""
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
+
+from robot_rl.algorithms.warm_start import WarmStart
 
 log = logging.getLogger(__name__)
 
@@ -19,15 +22,30 @@ def warning_of(policy: str) -> str | None:
     Args:
         policy: run or checkpoint directory.
     """
-    place = Path(policy)
-    found = next((folder / FILE for folder in (place, *place.parents[:2]) if (folder / FILE).is_file()), None)
+    found = _found(policy)
     if found is None:
         return f"nobody has measured RTI on {policy}: `robot-rl rti tune {policy} --env ...` does"
     document = json.loads(found.read_text(encoding="utf-8"))
     return None if document.get("chosen") else f"{found}: {document.get('note')}"
 
 
-def warn_of(policy: str) -> None:
-    """Log what `warning_of` says, if anything."""
+def as_measured(policy: str, warm: WarmStart) -> WarmStart:
+    """`warm` with the max_jump that `rti tune` measured where none is given; logs that, and what `warning_of` says.
+
+    Args:
+        policy: run or checkpoint directory.
+        warm: as the user gave it.
+    """
     if warning := warning_of(policy):
         log.warning("rti: %s", warning)
+    found = _found(policy)
+    measured = None if found is None else json.loads(found.read_text(encoding="utf-8")).get("max_jump")
+    if warm.max_jump is not None or measured is None:
+        return warm
+    log.info("rti: max_jump=%.3g, from %s", measured, found)
+    return replace(warm, max_jump=float(measured))
+
+
+def _found(policy: str) -> Path | None:
+    place = Path(policy)
+    return next((folder / FILE for folder in (place, *place.parents[:2]) if (folder / FILE).is_file()), None)

@@ -14,7 +14,7 @@ from robot_rl.engines.tasks import EngineKind, OnEpisode
 from robot_rl.errors import PolicyError
 from robot_rl.rollout import Actor, PolicyActor, rollout
 from robot_rl.runs.config import build, build_for, convert_config
-from robot_rl.runs.rti_verdict import warn_of
+from robot_rl.runs.rti_verdict import as_measured
 from robot_rl.stages.evaluate import EvaluateConfig, check_policy_spec, disturbed_env, load_any_policy
 
 
@@ -89,8 +89,8 @@ def _warm_started(policy: Any, config: EvaluateConfig) -> Any:
             got=type(policy).__name__ if config.policy else "no policy",
             hint="Leave rti out. `robot-rl export policy=<run> rti.level=...` writes rti.onnx, which brings its own.",
         )  # fmt: skip
-    warn_of(config.policy)
-    return policy.warm_started(config.rti)
+    assert config.rti is not None
+    return policy.warm_started(as_measured(config.policy, config.rti))
 
 
 def _is_warm(policy: Any) -> bool:

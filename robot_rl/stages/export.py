@@ -45,7 +45,7 @@ from robot_rl.runs.checkpoint import load_policy
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.provenance import package_versions
-from robot_rl.runs.rti_verdict import warn_of
+from robot_rl.runs.rti_verdict import as_measured
 from robot_rl.stages.export_graph import example_inputs, write_graph
 from robot_rl.stages.export_int8 import Int8Options, Quantize, add_int8, as_metrics
 from robot_rl.stages.export_rti import RtiOptions, require_warm, write_rti
@@ -118,9 +118,8 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
     policy.eval().requires_grad_(False)
     if config.mode is not None:
         policy = policy.with_mode(config.mode)
-    warm = None if config.rti is None else require_warm(policy, config.rti, where=config.policy)
-    if warm is not None:
-        warn_of(config.policy)
+    start = None if config.rti is None else as_measured(config.policy, config.rti)
+    warm = None if start is None else require_warm(policy, start, where=config.policy)
     with EpisodeStore.open(config.dataset, mode="r") as store:
         recorded, others = (recorded_observations(store, policy, seed=config.seed + k) for k in (0, 1))
     folder = run.path / "export"
@@ -147,8 +146,8 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
         )  # fmt: skip
     one = _rows(recorded, slice(0, 1))
     told: dict[str, Any] = {}
-    if warm is not None and config.rti is not None:
-        options = RtiOptions(config.rti, config.passes, config.tolerance, PARITY_BATCHES, config.seed)
+    if warm is not None and start is not None:
+        options = RtiOptions(start, config.passes, config.tolerance, PARITY_BATCHES, config.seed)
         rti = write_rti(warm, exported, metadata, cases, options)
         run.write_json("export/parity.json", document | {"rti": rti.told})
         os.replace(temporary, path)

@@ -20,6 +20,7 @@ from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.errors import ConfigError
 from robot_rl.runs.composition import compose_config
 from robot_rl.runs.config import build
+from robot_rl.runs.rti_verdict import as_measured
 from robot_rl.stages.export import recorded_observations, rewritten, write_onnx
 from robot_rl.types import Observation
 from robot_rl.workbench.bench_sample import task_spec
@@ -51,6 +52,7 @@ class Subject:
         head: a one-step policy of the same shape, None for none.
         calibration: observations (M, To, ...), torch; the first is the one that is timed.
         env: component where the policies are played; None: random weights play nothing.
+        run: where the policy comes from, whose rti.json RTI reads; empty for random weights.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Subject:
     head: Any
     calibration: Observation
     env: Mapping[str, Any] | None = None
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def subject_of(net: str, options: Options) -> Subject:
             raise ConfigError(
                 options.one_step, expected=f"a head of {policy.spec.env_id}", got=head.spec.env_id, hint="Another run?"
             )
-    return Subject("policy", policy, head, recorded, environment(options.env, []))
+    return Subject("policy", policy, head, recorded, environment(options.env, []), options.policy)
 
 
 def samplers(subject: Subject) -> list[Sampled]:
@@ -139,6 +142,7 @@ def samplers(subject: Subject) -> list[Sampled]:
     for count in RTI_STEPS:
         # Random weights have no gripper to freeze.
         warm = WarmStart(level=level, steps=count, discrete_at=() if subject.env is None else None)
+        warm = as_measured(subject.run, warm) if subject.run else warm
         found.append(Sampled(f"RTI-{count}", ddim.warm_started(warm), count))
     if subject.head is not None:
         found.append(Sampled("one step", subject.head, subject.head.sampler.num_steps, is_file=True))

@@ -67,6 +67,16 @@ def test_protocol_and_counts(checkpoint: Path, tmp_path: Path) -> None:
     assert full["action_jerk_rms"] == plain["action_jerk_rms"] != summary["action_jerk_rms"]
 
 
+def test_the_jump_that_was_measured_on_the_run_counts(checkpoint: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, measured in (("small", 1e-6), ("large", 100.0)):
+        (tmp_path / "rti.json").write_text(json.dumps({"chosen": "a setting", "max_jump": measured}))
+        found[name] = evaluate(tmp_path, name, f"policy={checkpoint}", "rti.level=25", "rti.steps=3")
+        assert found[name]["protocol"]["policy"]["rti"]["max_jump"] == measured
+    assert found["small"]["rti_decisions"] == {"warm": 0, "first": 3, "jump": 27, "full": 0}
+    assert found["large"]["rti_decisions"] == {"warm": 27, "first": 3, "jump": 0, "full": 0}
+
+
 @pytest.mark.parametrize("num_steps", [None, 1, 3])
 def test_an_expert_and_a_head_are_refused(checkpoint: Path, tmp_path: Path, num_steps: int | None) -> None:
     """A head of 3 steps has a chain too, but not the levels of its teacher."""

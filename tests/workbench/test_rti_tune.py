@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from robot_rl.algorithms.diffusion import step_coefficients
+from robot_rl.algorithms.warm_start import UNMEASURED_JUMP, WarmStart
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.envs.point_reach import PointReach, PointReachConfig
 from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
 from robot_rl.policies.onestep import OneStepPolicy
 from robot_rl.runs.checkpoint import save_checkpoint
-from robot_rl.runs.rti_verdict import warning_of
+from robot_rl.runs.rti_verdict import as_measured, warning_of
 from robot_rl.workbench import rti
 from robot_rl.workbench.rti_settings import reference_of, settings_beside
 from robot_rl.workbench.rti_trial import distance, play
@@ -92,6 +93,12 @@ def test_a_study_writes_what_it_measured_and_the_verdict_is_told(
     # Nobody succeeds: a difference of 0 of 4 has an interval far below -5 points, so nothing holds.
     assert document["chosen"] is None
     assert str(output) in str(warning_of(str(run)))
+    checkpoint = str(next(run.glob("checkpoints/*"), run))
+    for asked, limit in ((WarmStart(level=21), document["max_jump"]), (WarmStart(level=21, max_jump=0.25), 0.25)):
+        assert as_measured(checkpoint, asked).jump_limit == limit
+    untouched = WarmStart(level=21)
+    assert as_measured(str(head), untouched) == untouched  # nobody measured on the head
+    assert untouched.jump_limit == UNMEASURED_JUMP != document["max_jump"]
 
 
 def test_the_same_sampler_is_no_distance_away_and_plays_the_same(checkpoints: tuple[Path, Path]) -> None:
