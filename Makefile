@@ -66,7 +66,7 @@ docs: setup
 # Every extra together with those it may meet: pip must find versions (network, about a minute, nothing is installed).
 # `tensorrt` is left out: its PyPI package is a source stub that fetches wheels from NVIDIA while pip resolves.
 resolve: setup
-	@for extras in train,sim,pusht,export,dev train,pusht,export-gpu,dev train,sim,pusht,export,baselines,track,teleop,dev \
+	@for extras in train,sim,pusht,export,dev,docs train,pusht,export-gpu,dev train,sim,pusht,export,baselines,track,teleop,dev \
 	    ros2,export ros2,teleop train,ros2,teleop; do \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run ".[$$extras]" >/dev/null 2>.resolve.log \
 	    && echo "ok      $$extras" || { echo "FAILED  $$extras"; cat .resolve.log; exit 1; }; \

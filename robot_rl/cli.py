@@ -44,6 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
         words: arguments behind the program name; None takes those of this process.
     """
     words = list(sys.argv[1:] if words is None else words)
+    _hear_interrupts()
     is_tool = bool(words) and words[0] in TOOLS  # tools have options of their own
     options, unknown = _parser().parse_known_intermixed_args([] if is_tool else words)
     try:
@@ -247,6 +248,12 @@ def task_name(config: Any) -> str:
         Path(str(getattr(config, "robot", ""))).stem,
     )
     return next((str(name) for name in names if name), "none")
+
+
+def _hear_interrupts() -> None:
+    """A background job of a script begins with SIGINT ignored, and Python leaves it so: `kill -INT` must be heard all the same."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

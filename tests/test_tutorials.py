@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from doc_blocks import ROOT, blocks_in
+from own_process import run_session
 
 for name in ("torch", "onnxruntime", "websockets", "pyarrow"):
     pytest.importorskip(name)
@@ -55,12 +55,10 @@ def test_a_page(page: Path, folder: Path) -> None:
     assert blocks
     script = "set -euo pipefail\n" + "".join(f"{commands}\necho '%%% {i}'\n" for i, (commands, _) in enumerate(blocks))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False,
-        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, f"{page.name}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    printed = re.split(r"^%%% \d+\n", done.stdout, flags=re.MULTILINE)
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    code, out, err = run_session(["bash", "-c", script], cwd=folder, env=environment, seconds=SECONDS)
+    assert code == 0, f"{page.name}\n{out[-3000:]}\n{err[-3000:]}"
+    printed = re.split(r"^%%% \d+\n", out, flags=re.MULTILINE)
     for (commands, shown), text in zip(blocks, printed, strict=False):
         if shown is not None:
             assert pattern(shown).fullmatch(text), (

@@ -252,3 +252,18 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["packages"]["robot-rl"] == "0.1.0"
     assert {"gpus", "cpu_model", "git"} <= facts.keys()
+
+
+def test_a_background_job_of_a_script_hears_an_interrupt(tmp_path: Path) -> None:
+    """A shell without job control begins such jobs with SIGINT ignored; a stage that is not listening yet must hear it too."""
+    (tmp_path / "job.py").write_text(
+        "import os, signal\nassert signal.getsignal(signal.SIGINT) is signal.SIG_IGN\n"
+        "from robot_rl import cli\n"
+        "cli.general_help = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('ended with', cli.main(['--help']))\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} job.py & wait $!"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == f"ended with {cli.INTERRUPTED}\n", done.stderr

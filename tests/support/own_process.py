@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 400
+
+
+def run_session(words: list[str], *, cwd: Path, env: dict[str, str], seconds: float) -> tuple[int, str, str]:
+    """Exit code and what was printed; who takes too long is killed with all that it started, and an AssertionError says so."""
+    process = subprocess.Popen(
+        words, cwd=cwd, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {seconds} s\n{out[-3000:]}\n{err[-3000:]}") from None
+    return process.returncode, out, err
 
 
 def run_cases(cases: str, folder: Path) -> None:
@@ -20,8 +35,7 @@ def run_cases(cases: str, folder: Path) -> None:
     """
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_XDIST", "PYTEST_CURRENT"))}
     words = ["-X", "faulthandler", "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(folder / "cases"), cases]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=plain | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
-        capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    code, out, err = run_session(
+        [sys.executable, *words], cwd=ROOT, env=plain | {"OMP_NUM_THREADS": "1"}, seconds=SECONDS
+    )
+    assert code == 0, out[-6000:] + err[-6000:]
