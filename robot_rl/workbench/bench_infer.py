@@ -53,7 +53,8 @@ from robot_rl.workbench.bench_infer_nets import (
 )
 from robot_rl.workbench.bench_infer_play import HEADING as EPISODES
 from robot_rl.workbench.bench_infer_play import as_cells, played
-from robot_rl.workbench.bench_infer_table import HEADING, Row, comparisons, line
+from robot_rl.workbench.bench_infer_table import HEADING, ONE_STEP, Row, comparisons, line
+from robot_rl.workbench.bench_infer_turn import TURN, turn_calls
 from robot_rl.workbench.bench_timing import BenchError, Contender, Measurement, Options, Report, interleave
 
 TOLERANCE = 1e-4
@@ -185,7 +186,8 @@ def _rows(subject: Subject, folder: Path, options: Options) -> tuple[list[Row], 
                 contender, cpu = _clocked(
                     Contender(name, call, 1, "decisions", often["repeats"], most_rounds=often["most_rounds"])
                 )
-                off = np.abs(chunk - wanted)
+                # A turn draws noise of its own: its chunk says nothing about the runtime.
+                off = None if runtime.endswith(f" {TURN}") else np.abs(chunk - wanted)
                 rows.append(Row(contender, cpu, subject.name, sampled.name, runtime, sampled.forwards, off))
             progress.advance(1, sampled.name)
     rows.sort(key=lambda row: [sampled.name for sampled in found].index(row.sampler))
@@ -216,6 +218,9 @@ def _calls(
     int8 = _int8_path(folder, sampled.name)
     for runtime, file in opened(sampled.policy, path, threads=options.threads).items():
         yield runtime, _from_file(file, observation, noise), file.path
+        if sampled.name == ONE_STEP:
+            for part, one in turn_calls(file, subject.policy.spec, observation, noise).items():
+                yield f"{runtime} {part}", one, None
     try:
         small = opened_int8(sampled.policy, path, int8, subject.calibration, threads=options.threads)
     except NothingToQuantiseError as error:

@@ -23,6 +23,7 @@ from robot_rl.runs.config import build
 from robot_rl.runs.rti_verdict import as_measured
 from robot_rl.stages.export import recorded_observations, rewritten, write_onnx
 from robot_rl.types import Observation
+from robot_rl.workbench.bench_infer_table import ONE_STEP
 from robot_rl.workbench.bench_sample import task_spec
 from robot_rl.workbench.bench_timing import BenchError, Contender, Options
 from robot_rl.workbench.judge_play import environment
@@ -145,7 +146,7 @@ def samplers(subject: Subject) -> list[Sampled]:
         warm = as_measured(subject.run, warm) if subject.run else warm
         found.append(Sampled(f"RTI-{count}", ddim.warm_started(warm), count))
     if subject.head is not None:
-        found.append(Sampled("one step", subject.head, subject.head.sampler.num_steps, is_file=True))
+        found.append(Sampled(ONE_STEP, subject.head, subject.head.sampler.num_steps, is_file=True))
     return found
 
 

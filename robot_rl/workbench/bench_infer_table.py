@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from robot_rl.arrays import Array, Float32
+from robot_rl.workbench.bench_infer_turn import GRAPH, TURN, TURN_TARGETS
 from robot_rl.workbench.bench_timing import Comparison, Contender, Measurement
 
 HEADING: tuple[str, ...] = (
@@ -18,6 +19,7 @@ HEADING: tuple[str, ...] = (
 TARGET, FORWARD_TARGETS = 60.0, {"unet 5 M": 6.0, "unet 65 M": 7.0}
 # RTI with at most 3 forwards, against DDIM-10 in the same runtime (the issue).
 RTI, RTI_TARGET = "RTI-3", 3.0
+ONE_STEP = "one step"
 
 
 @runtime_checkable
@@ -76,13 +78,16 @@ def comparisons(net: str, places: Sequence[tuple[str, ...]]) -> list[Comparison]
     best = "openvino" if any(runtime == "openvino" for _, runtime in places) else "onnx"
     ddim = next(sampler for sampler, _ in places if sampler.startswith("DDIM"))
     found = []
-    if ("one step", best) in places:
-        found.append(Comparison(f"{net} one step {best}", f"{net} {ddim} torch", TARGET))
+    if (ONE_STEP, best) in places:
+        found.append(Comparison(f"{net} {ONE_STEP} {best}", f"{net} {ddim} torch", TARGET))
     for sampler, runtime in places:
         if sampler == RTI:
             found.append(Comparison(f"{net} {sampler} {runtime}", f"{net} {ddim} {runtime}", RTI_TARGET))
-        elif runtime != "torch":
-            is_forward = sampler == "one step" and runtime == best
+        elif runtime.endswith(f" {TURN}"):
+            graph = f"{runtime.removesuffix(TURN)}{GRAPH}"
+            found.append(Comparison(f"{net} {sampler} {runtime}", f"{net} {sampler} {graph}", TURN_TARGETS.get(net)))
+        elif runtime != "torch" and not runtime.endswith(f" {GRAPH}"):
+            is_forward = sampler == ONE_STEP and runtime == best
             target = FORWARD_TARGETS.get(net) if is_forward else None
             found.append(Comparison(f"{net} {sampler} {runtime}", f"{net} {sampler} torch", target))
     return found

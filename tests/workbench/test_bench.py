@@ -20,7 +20,7 @@ from robot_rl.data.normalizer import Normalizer
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler
 from robot_rl.envs.point_reach import PointReach, PointReachConfig, make_env
-from robot_rl.errors import DeployError
+from robot_rl.errors import DataError, DeployError
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
 from robot_rl.types import Observation
 from robot_rl.workbench import (
@@ -31,6 +31,7 @@ from robot_rl.workbench import (
     bench_infer_nets,
     bench_infer_play,
     bench_infer_table,
+    bench_infer_turn,
     bench_sample,
     bench_timing,
     bench_train,
@@ -301,6 +302,7 @@ def test_infer_measures_equal_policies_and_refuses_others(monkeypatch: pytest.Mo
     report = bench_infer.run(Options(rounds=1))
     runtimes = {"DDPM-100": ("torch",), "RTI-1": ("torch",), "RTI-2": ("torch",)}
     samplers = ("DDPM-100", "DDIM-2", "RTI-1", "RTI-2", "one step")
+    runtimes["one step"] = ("torch", "onnx", "onnx graph", "onnx turn", "onnx int8")
     rows = [f"mlp {s} {r}" for s in samplers for r in runtimes.get(s, ("torch", "onnx", "onnx int8"))]
     assert [m.name for m in report.measurements] == [
         "mlp bare forward, torch", "mlp read weights", "mlp matmul", *rows,
@@ -324,7 +326,7 @@ def test_infer_measures_equal_policies_and_refuses_others(monkeypatch: pytest.Mo
     # Float32 files are their policy, int8 ones nearly; the reference is no distance from itself.
     assert found["DDIM-2", "torch"][10:] == ["0", "0"]
     assert float(ddim[11]) < 1e-4 < float(found["DDIM-2", "onnx int8"][11]) < 0.5
-    assert found["bare forward", "torch"][10:] == ["-", "-"]
+    assert found["bare forward", "torch"][10:] == found["one step", "onnx turn"][10:] == ["-", "-"]
     ratios = {(c.ours, c.peer): c.target for c in report.comparisons}
     assert ratios["mlp one step onnx", "mlp DDIM-2 torch"] == 60.0
     assert ratios["mlp RTI-2 torch", "mlp DDIM-2 torch"] == 3.0
@@ -404,6 +406,29 @@ def test_every_sampler_and_file_plays_the_seeds(monkeypatch: pytest.MonkeyPatch,
     rti = found[2].policy
     one = calibration.map(lambda x: x.numpy())
     assert bench_infer.eager(rti, one, bench_infer._first_noise(rti))().shape == (1, 4, 2)  # the 3 envs are forgotten
+
+
+@needs_onnx
+def test_a_turn_is_the_graph_with_all_that_a_loop_does_around_it(tmp_path: Path) -> None:
+    policy = bench_infer_nets.random_policy("mlp")
+    head = policy.one_step_student().eval().requires_grad_(False)
+    file = bench_infer_nets.exported(head, tmp_path / "head.onnx", threads=1)
+    observation, noise = bench_infer.inputs(head)
+    calls = bench_infer_turn.turn_calls(file, head.spec, observation, noise)
+    assert np.array_equal(calls["graph"](), file.act(observation, noise).actions)
+    for decision in range(3):
+        drawn = file.noise().draw([0], [decision])
+        assert np.array_equal(calls["turn"](), file.act(observation, drawn).actions)
+    broken = observation.map(lambda x: np.full_like(x, np.nan))
+    with pytest.raises(DataError, match="reading"):
+        bench_infer_turn.turn_calls(file, head.spec, broken, noise)["turn"]()
+    places = [("DDIM-10", "torch"), *(("one step", f"onnx{part}") for part in ("", " graph", " turn"))]
+    found = {(c.ours, c.peer): c.target for c in bench_infer_table.comparisons("unet 65 M", places)}
+    assert found == {
+        ("unet 65 M one step onnx", "unet 65 M DDIM-10 torch"): 60.0,
+        ("unet 65 M one step onnx", "unet 65 M one step torch"): 7.0,
+        ("unet 65 M one step onnx turn", "unet 65 M one step onnx graph"): 1 / 1.15,
+    }
 
 
 def test_a_slow_contender_plays_fewer_rounds_and_is_compared_over_those(monkeypatch: pytest.MonkeyPatch) -> None:
