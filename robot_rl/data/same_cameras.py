@@ -59,12 +59,16 @@ def rotation_between(one: CameraSpec, two: CameraSpec) -> float:
     return 2 * math.acos(min(1.0, abs(float(a @ b))))
 
 
-def _differences(one: CameraSpec, two: CameraSpec, position_m: float, rotation_rad: float) -> Iterator[str]:
-    size = (one.width, one.height), (two.width, two.height)
-    if size[0] != size[1]:
-        yield f"{size[0][0]} x {size[0][1]} pixels in training, {size[1][0]} x {size[1][1]} here"
-    if one.channels != two.channels:
-        yield f"channels {one.channels} in training, {two.channels} here"
+def pose_differences(
+    one: CameraSpec, two: CameraSpec, position_m: float = POSITION_M, rotation_rad: float = ROTATION_RAD
+) -> Iterator[str]:
+    """In words, where a camera stands otherwise than in training: another frame, or farther away than is allowed.
+
+    Args:
+        one: in training.
+        two: here.
+        position_m, rotation_rad: what is allowed.
+    """
     if one.frame != two.frame:
         yield f"in the frame of {one.frame!r} in training, of {two.frame!r} here"
         return
@@ -74,7 +78,16 @@ def _differences(one: CameraSpec, two: CameraSpec, position_m: float, rotation_r
     turned = rotation_between(one, two)
     if turned > rotation_rad:
         yield f"turned by {turned:.4g} rad"
-    if size[0] == size[1]:
+
+
+def _differences(one: CameraSpec, two: CameraSpec, position_m: float, rotation_rad: float) -> Iterator[str]:
+    size = (one.width, one.height), (two.width, two.height)
+    if size[0] != size[1]:
+        yield f"{size[0][0]} x {size[0][1]} pixels in training, {size[1][0]} x {size[1][1]} here"
+    if one.channels != two.channels:
+        yield f"channels {one.channels} in training, {two.channels} here"
+    yield from pose_differences(one, two, position_m, rotation_rad)
+    if one.frame == two.frame and size[0] == size[1]:
         # In shares of the image, so that pixels of the principal point weigh as those of the focal lengths.
         for name in ("fx", "fy", "cx", "cy"):
             gap = abs(getattr(one, name) - getattr(two, name)) / max(one.fx, one.fy)

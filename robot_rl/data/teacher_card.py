@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from robot_rl.arrays import Array, Float32
 from robot_rl.data.element_names import gripper_elements
+from robot_rl.data.same_cameras import POSITION_M, ROTATION_RAD, pose_differences
 from robot_rl.errors import ConfigError, PolicyError, closest
 from robot_rl.specs import ActionKind, ActionSemantics, DeltaReference, EnvSpec
 
@@ -40,6 +41,7 @@ class TeacherCamera:
         height, width: of the picture, pixels.
         colour: order of its channels; the environment's is rgb.
         upside_down: rows from bottom to top, as some simulators store them.
+        position_m, quaternion_wxyz, frame: where it stood in training, as in CameraSpec; None: not stated, so not checked.
     """
 
     source: str
@@ -47,6 +49,9 @@ class TeacherCamera:
     width: int
     colour: Colour = Colour.rgb
     upside_down: bool = False
+    position_m: tuple[float, float, float] | None = None
+    quaternion_wxyz: tuple[float, float, float, float] | None = None
+    frame: str = "base"
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,24 @@ def _observation_problems(card: TeacherCard, spec: EnvSpec) -> Iterator[CardProb
         elif spec.observation[key].shape != (camera.height, camera.width, 3):
             shape = spec.observation[key].shape
             yield CardProblem(f"camera {name}", f"{shape}, the environment's", f"({camera.height}, {camera.width}, 3)")
+        else:
+            yield from _pose_problems(name, camera, spec)
+
+
+def _pose_problems(name: str, camera: TeacherCamera, spec: EnvSpec) -> Iterator[CardProblem]:
+    """Lines for a camera whose card states a pose; none for another."""
+    if camera.position_m is None or camera.quaternion_wxyz is None:
+        return
+    here = spec.cameras.get(camera.source)
+    if here is None:
+        yield CardProblem(
+            f"camera {name}, pose", "an environment that describes this camera", f"none for {camera.source!r}"
+        )
+        return
+    trained = replace(here, position_m=camera.position_m, quaternion_wxyz=camera.quaternion_wxyz, frame=camera.frame)
+    allowed = f"the pose it was trained with, within {POSITION_M} m and {ROTATION_RAD:.3g} rad"
+    for text in pose_differences(trained, here):
+        yield CardProblem(f"camera {name}, pose", allowed, text)
 
 
 def load_teacher_card(path: str | Path) -> TeacherCard:
@@ -219,7 +242,7 @@ def load_teacher_card(path: str | Path) -> TeacherCard:
             DeltaReference(meaning["delta_reference"]),
         )
         cameras = {
-            name: TeacherCamera(**(each | {"colour": Colour(each.get("colour", "rgb"))}))
+            name: TeacherCamera(**(each | {"colour": Colour(each.get("colour", "rgb"))} | _pose(each)))
             for name, one in (values.get("cameras") or {}).items()
             for each in [_checked(TeacherCamera, one, f"{path}, cameras.{name}")]
         }
@@ -235,6 +258,17 @@ def load_teacher_card(path: str | Path) -> TeacherCard:
         raise ConfigError(
             str(path), expected="values of the right kind", got=str(error), hint="See docs/teachers.md."
         ) from error
+
+
+def _pose(plain: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Position and orientation of a camera's lines; raises ValueError where one is missing or no pose."""
+    given = {name: tuple(map(float, plain[name])) for name in ("position_m", "quaternion_wxyz") if plain.get(name)}
+    lengths = {name: len(values) for name, values in given.items()}
+    if given and lengths != {"position_m": 3, "quaternion_wxyz": 4}:
+        raise ValueError(f"a camera's pose is position_m of 3 and quaternion_wxyz of 4 numbers, got {lengths}")
+    if given and abs(float(np.linalg.norm(given["quaternion_wxyz"])) - 1) > 1e-3:
+        raise ValueError(f"a camera's quaternion_wxyz has length 1, got {given['quaternion_wxyz']}")
+    return given
 
 
 def _checked(kind: Any, plain: Any, where: str) -> dict[str, Any]:

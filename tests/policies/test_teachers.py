@@ -29,7 +29,7 @@ from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy
 from robot_rl.policies.teacher_policy import TeacherPolicy, TeacherPolicyConfig
 from robot_rl.policies.teacher_scripted import ScriptedTeacher, ScriptedTeacherConfig
 from robot_rl.runs.config import build
-from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, CameraSpec, DeltaReference, EnvSpec
 from robot_rl.types import ActionChunk, Observation
 from robot_rl.workbench import check
 
@@ -325,6 +325,42 @@ def card_file(tmp_path: Path, *changes: tuple[str, str]) -> Path:
     path = tmp_path / "vla.yaml"
     path.write_text(text)
     return path
+
+
+FRONT = CameraSpec(6, 8, 5.0, 5.0, 2.5, 3.5, position_m=(0.5, 0.0, 0.4), quaternion_wxyz=(0.0, 1.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("pose", "told"),
+    [
+        ("position_m: [0.5, 0, 0.4], quaternion_wxyz: [0, 1, 0, 0]", None),
+        ("position_m: [0.5, 0, 0.4], quaternion_wxyz: [0, -1, 0, 0]", None),  # the same rotation
+        ("position_m: [0.509, 0, 0.4], quaternion_wxyz: [0.0087, 0.99996, 0, 0]", None),  # 9 mm, 1 degree
+        ("position_m: [0.5, 0.03, 0.44], quaternion_wxyz: [0, 1, 0, 0]", "0.05 m away"),
+        ("position_m: [0.5, 0, 0.4], quaternion_wxyz: [0.0872, 0.9962, 0, 0]", r"turned by 0\.17"),  # 10 degrees
+        ("position_m: [0.5, 0, 0.4], quaternion_wxyz: [0, 1, 0, 0], frame: hand", "in the frame of 'hand' in training, of 'base' here"),
+    ],
+)  # fmt: skip
+def test_the_pose_of_a_camera_is_the_one_that_the_card_states(tmp_path: Path, pose: str, told: str | None) -> None:
+    card = load_teacher_card(card_file(tmp_path, ("colour: bgr", f"colour: bgr, {pose}")))
+    here = replace(GRIPPER_SPEC, cameras={"front": FRONT})
+    if told is None:
+        require_card(card, here)
+    else:
+        with pytest.raises(PolicyError, match=f"camera base, pose.*{told}"):
+            require_card(card, here)
+    with pytest.raises(PolicyError, match="an environment that describes this camera"):
+        require_card(card, GRIPPER_SPEC)
+
+
+@pytest.mark.parametrize(
+    "pose",
+    ["position_m: [0.5, 0, 0.4]", "position_m: [0.5, 0], quaternion_wxyz: [0, 1, 0, 0]",
+     "position_m: [0.5, 0, 0.4], quaternion_wxyz: [0, 2, 0, 0]", "position_m: [a, 0, 0.4], quaternion_wxyz: [0, 1, 0, 0]"],
+)  # fmt: skip
+def test_half_a_pose_is_refused(tmp_path: Path, pose: str) -> None:
+    with pytest.raises(ConfigError, match=r"vla\.yaml"):
+        load_teacher_card(card_file(tmp_path, ("colour: bgr", f"colour: bgr, {pose}")))
 
 
 def test_a_card_that_fits(tmp_path: Path) -> None:
