@@ -55,7 +55,7 @@ test: lint
 	$(PYTEST) -m "not slow" --durations=40 --durations-min=4 $(ARGS)
 
 test-slow: setup
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m slow -o timeout=3600 $(ARGS)
 
 docs: setup
 	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings, latex2mathml' 2>/dev/null \

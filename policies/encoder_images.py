@@ -6,6 +6,8 @@ ResNet or ViT -> spatial softmax (Finn et al. 2016, arXiv 1509.06113) or mean ->
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,6 +22,11 @@ from robot_rl.specs import ArraySpec
 
 from .resnet import ResNet
 from .vit import VisionTransformer
+
+log = logging.getLogger(__name__)
+
+# PushCube from 64 pixels: 48 and 53 of 100 with a last map of 2 x 2 (docs/vision.md).
+LEAST_PLACES = 4
 
 
 class Backbone(str, Enum):
@@ -142,6 +149,7 @@ class ImageEncoder(nn.Module):
         )  # fmt: skip
         if config.pooling is Pooling.mean:
             return network, network.channels, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        _require_places(config, seen_size(config, self.shape), network.reduction)
         keypoints = nn.Conv2d(network.channels, config.keypoints, 1)
         return network, 2 * config.keypoints, nn.Sequential(keypoints, SpatialSoftmax())
 
@@ -194,6 +202,26 @@ def seen_size(config: ImageEncoderConfig, shape: tuple[int, ...]) -> tuple[int, 
     """Rows and columns that the network sees of an image (H, W, 3)."""
     rows, columns = (config.crop, config.crop) if config.crop else shape[:2]
     return (config.image_size, config.image_size) if config.image_size else (rows, columns)
+
+
+def _require_places(config: ImageEncoderConfig, seen: tuple[int, int], reduction: int) -> None:
+    """Raise PolicyError where a spatial softmax has one place to choose from; warn where it has few."""
+    rows, columns = (math.ceil(side / reduction) for side in seen)
+    hint = f"Take fewer stages (policy.encoder.images.num_stages={max(1, config.num_stages - 1)}), larger images or pooling=mean."
+    if min(rows, columns) == 1:
+        raise PolicyError(
+            "encoder of images", expected="a last map of 2 x 2 or more for pooling=spatial_softmax",
+            got=f"{rows} x {columns} from {seen[0]} x {seen[1]} pixels and {config.num_stages} stages: the same feature for every image",
+            hint=hint,
+        )  # fmt: skip
+    if min(rows, columns) < LEAST_PLACES:
+        log.warning(
+            "images: a last map of %d x %d from %d x %d pixels says little about where things are. %s",
+            rows,
+            columns,
+            *seen,
+            hint,
+        )
 
 
 def check_image_spec(config: ImageEncoderConfig, spec: ArraySpec, *, channels: int = 3) -> None:

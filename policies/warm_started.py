@@ -24,6 +24,7 @@ from robot_rl.algorithms.warm_start import (
     shift_chunk,
     start_latent,
     threshold_discrete,
+    watched_frame,
 )
 from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.data.element_names import gripper_elements
@@ -229,13 +230,7 @@ class WarmStartedPolicy(WrappedPolicy):
         return sample_final(lambda x, level: self.policy.denoiser(x, level, condition), draws, self.sampler)
 
     def _frame(self, observation: Observation) -> Array:
-        """Newest frame of the numbers that the policy observes, normalised (N, D); images and points are not looked at."""
-        arrays, keys = observation.arrays(), self.policy.encoder.keys
-        numbers = [key for key in keys if arrays[key].ndim == 3]
-        if not numbers:  # of images alone, rti.max_jump watches nothing
-            first = arrays[keys[0]]
-            return torch.zeros(len(first), 1, device=first.device)
-        return torch.cat([self.policy.normalizer.apply(key, arrays[key][:, -1]) for key in numbers], dim=-1)
+        return watched_frame(observation.arrays(), self.policy.encoder.keys, self.policy.normalizer.apply)
 
     def _rows(self, frame: Array) -> tuple[Array, Array]:
         """Rows with a last chunk, and those of them that may start from it."""

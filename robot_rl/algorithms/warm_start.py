@@ -10,7 +10,7 @@ is the end of the plan. What is executed is thresholded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -95,6 +95,23 @@ class WarmStart:
                 "rti", expected="discrete_scale in 0..1, max_jump above 0",
                 got=f"discrete_scale={self.discrete_scale} max_jump={self.max_jump}", hint="Correct these fields.",
             )  # fmt: skip
+
+
+def watched_frame(
+    arrays: Mapping[str, Array], keys: Sequence[str], normalize: Callable[[str, Array], Array]
+) -> Float[Array, "N D"]:
+    """What `max_jump` is compared with: the newest frame of the numbers among `keys`, normalised. Images and points are left out.
+
+    Args:
+        arrays: observation by key, (N, To, ...).
+        keys: that the policy observes; of images alone nothing is watched: zeros.
+        normalize: of a key's numbers.
+    """
+    numbers = [key for key in keys if arrays[key].ndim == 3]
+    if not numbers:
+        first = arrays[keys[0]]
+        return torch.zeros(len(first), 1, device=first.device)
+    return torch.cat([normalize(key, arrays[key][:, -1]) for key in numbers], dim=-1)
 
 
 def shift_chunk(chunk: Float[Array, "B Tp A"], executed: int, *, past: int = 0) -> Float[Array, "B G A"]:

@@ -262,11 +262,15 @@ def load_teacher_card(path: str | Path) -> TeacherCard:
 
 def _pose(plain: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     """Position and orientation of a camera's lines; raises ValueError where one is missing or no pose."""
-    given = {name: tuple(map(float, plain[name])) for name in ("position_m", "quaternion_wxyz") if plain.get(name)}
-    lengths = {name: len(values) for name, values in given.items()}
-    if given and lengths != {"position_m": 3, "quaternion_wxyz": 4}:
-        raise ValueError(f"a camera's pose is position_m of 3 and quaternion_wxyz of 4 numbers, got {lengths}")
-    if given and abs(float(np.linalg.norm(given["quaternion_wxyz"])) - 1) > 1e-3:
+    stated = [name for name in ("position_m", "quaternion_wxyz", "frame") if name in plain]
+    if not stated:
+        return {}
+    given = {name: tuple(map(float, plain.get(name) or ())) for name in ("position_m", "quaternion_wxyz")}
+    if [len(values) for values in given.values()] != [3, 4] or not np.isfinite(np.concatenate([*given.values()])).all():
+        raise ValueError(
+            f"a camera's pose is position_m of 3 and quaternion_wxyz of 4 finite numbers, got {given} beside {', '.join(stated)}"
+        )
+    if abs(float(np.linalg.norm(given["quaternion_wxyz"])) - 1) > 1e-3:
         raise ValueError(f"a camera's quaternion_wxyz has length 1, got {given['quaternion_wxyz']}")
     return given
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from robot_rl.algorithms.warm_start import WarmStart
+from robot_rl.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ def as_measured(policy: str, warm: WarmStart) -> WarmStart:
     Args:
         policy: run or checkpoint directory.
         warm: as the user gave it.
+
+    Raises:
+        ConfigError: what was measured is no limit.
     """
     if warning := warning_of(policy):
         log.warning("rti: %s", warning)
@@ -42,10 +46,17 @@ def as_measured(policy: str, warm: WarmStart) -> WarmStart:
     measured = None if found is None else json.loads(found.read_text(encoding="utf-8")).get("max_jump")
     if warm.max_jump is not None or measured is None:
         return warm
+    if not measured > 0:
+        raise ConfigError(
+            f"{found}: max_jump", expected="a number above 0", got=str(measured),
+            hint="The observation hardly changed in the roll-outs of `rti tune`: give rti.max_jump yourself.",
+        )  # fmt: skip
     log.info("rti: max_jump=%.3g, from %s", measured, found)
     return replace(warm, max_jump=float(measured))
 
 
 def _found(policy: str) -> Path | None:
-    place = Path(policy)
-    return next((folder / FILE for folder in (place, *place.parents[:2]) if (folder / FILE).is_file()), None)
+    """The file of this run: beside a checkpoint's folder where `policy` is a checkpoint, and nowhere else."""
+    place = Path(policy).absolute()
+    run = place.parent.parent if place.parent.name == "checkpoints" else place
+    return next((folder / FILE for folder in (place, run) if (folder / FILE).is_file()), None)

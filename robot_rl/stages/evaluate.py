@@ -302,8 +302,11 @@ def check_policy_spec(policy: Any, given: EnvSpec, *, where: str) -> None:
 
 
 def observing(spec: EnvSpec, keys: Sequence[str]) -> EnvSpec:
-    """The spec with no other observations than `keys`."""
-    return replace(spec, observation={key: array for key, array in spec.observation.items() if key in keys})
+    """The spec with no other observations than `keys`, and no other cameras than these are seen by (all for `points`)."""
+    seen = {key.partition("/")[2] for key in keys if key.startswith(("image/", "depth/"))}
+    cameras = {name: camera for name, camera in spec.cameras.items() if name in seen or "points" in keys}
+    observation = {key: array for key, array in spec.observation.items() if key in keys}
+    return replace(spec, observation=observation, cameras=cameras)
 
 
 def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:

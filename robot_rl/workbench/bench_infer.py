@@ -220,7 +220,7 @@ def _calls(
         yield runtime, _from_file(file, observation, noise), file.path
         if sampled.name == ONE_STEP:
             for part, one in turn_calls(file, subject.policy.spec, observation, noise).items():
-                yield f"{runtime} {part}", one, None
+                yield f"{runtime} {part}", one, None if part == TURN else file.path
     try:
         small = opened_int8(sampled.policy, path, int8, subject.calibration, threads=options.threads)
     except NothingToQuantiseError as error:

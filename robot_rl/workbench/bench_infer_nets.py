@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +140,10 @@ def samplers(subject: Subject) -> list[Sampled]:
     levels = policy.sampler.num_levels
     found = [Sampled(f"DDPM-{levels}", as_ddpm(policy), levels), Sampled(f"DDIM-{steps}", ddim, steps, is_file=True)]
     level = min(RTI_LEVEL, ddim.sampler.levels[0] - 1)
-    for count in RTI_STEPS:
-        # Random weights have no gripper to freeze.
-        warm = WarmStart(level=level, steps=count, discrete_at=() if subject.env is None else None)
-        warm = as_measured(subject.run, warm) if subject.run else warm
-        found.append(Sampled(f"RTI-{count}", ddim.warm_started(warm), count))
+    # Random weights have no gripper to freeze.
+    warm = WarmStart(level=level, discrete_at=() if subject.env is None else None)
+    warm = as_measured(subject.run, warm) if subject.run else warm
+    found += [Sampled(f"RTI-{count}", ddim.warm_started(replace(warm, steps=count)), count) for count in RTI_STEPS]
     if subject.head is not None:
         found.append(Sampled(ONE_STEP, subject.head, subject.head.sampler.num_steps, is_file=True))
     return found

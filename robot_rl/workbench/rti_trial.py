@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from robot_rl.algorithms.comparison import Interval, count_pairs, paired_interval
+from robot_rl.algorithms.warm_start import watched_frame
 from robot_rl.arrays import Array, Bool, Float64, Int64
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.rollout import EpisodeRecord, PolicyActor, rollout
@@ -167,7 +168,7 @@ class _Kept:
         arrays = observation.arrays()
         keys = getattr(getattr(self._policy, "encoder", None), "keys", ())
         if keys:
-            frame = torch.cat([self._policy.normalizer.apply(key, arrays[key][:, -1]) for key in keys], dim=-1)
+            frame = watched_frame(arrays, keys, self._policy.normalizer.apply)
             if self._last is not None:
                 goes_on = torch.from_numpy((episode_seeds >= 0) & ~new_episode)
                 self.jumps += (frame - self._last).abs().amax(dim=-1)[goes_on].tolist()

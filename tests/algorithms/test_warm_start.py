@@ -28,6 +28,7 @@ from robot_rl.algorithms.warm_start import (
     shift_chunk,
     start_latent,
     threshold_discrete,
+    watched_frame,
 )
 from robot_rl.errors import ConfigError, PolicyError
 
@@ -158,3 +159,15 @@ def test_odds_of_a_gripper_are_the_table(value: float, guess: float, level: int,
 def test_numbers_out_of_range_are_refused(wrong: WarmStart) -> None:
     with pytest.raises(ConfigError, match="rti"):
         wrong.validate()
+
+
+def test_of_images_and_points_nothing_is_watched() -> None:
+    """`rti tune` looks at the same numbers as the policy, which may see pictures beside them."""
+    arrays = {
+        "proprio": torch.arange(12.0).reshape(2, 2, 3), "image/top": torch.zeros(2, 2, 4, 4, 3, dtype=torch.uint8),
+        "points": torch.zeros(2, 2, 5, 3), "state": torch.full((2, 2, 1), 7.0),
+    }  # fmt: skip
+    halves = {"proprio": 0.5, "state": 2.0}
+    frame = watched_frame(arrays, ("proprio", "image/top", "points", "state"), lambda key, value: value * halves[key])
+    assert frame.tolist() == [[1.5, 2.0, 2.5, 14.0], [4.5, 5.0, 5.5, 14.0]]
+    assert watched_frame(arrays, ("image/top",), lambda key, value: value).tolist() == [[0.0], [0.0]]

@@ -356,7 +356,9 @@ def test_the_pose_of_a_camera_is_the_one_that_the_card_states(tmp_path: Path, po
 @pytest.mark.parametrize(
     "pose",
     ["position_m: [0.5, 0, 0.4]", "position_m: [0.5, 0], quaternion_wxyz: [0, 1, 0, 0]",
-     "position_m: [0.5, 0, 0.4], quaternion_wxyz: [0, 2, 0, 0]", "position_m: [a, 0, 0.4], quaternion_wxyz: [0, 1, 0, 0]"],
+     "position_m: [0.5, 0, 0.4], quaternion_wxyz: [0, 2, 0, 0]", "position_m: [a, 0, 0.4], quaternion_wxyz: [0, 1, 0, 0]",
+     "position_m: [.nan, 0, 0], quaternion_wxyz: [.nan, 0, 0, 0]", "frame: hand", "position_m: [], quaternion_wxyz: []",
+     "position_m: null"],
 )  # fmt: skip
 def test_half_a_pose_is_refused(tmp_path: Path, pose: str) -> None:
     with pytest.raises(ConfigError, match=r"vla\.yaml"):

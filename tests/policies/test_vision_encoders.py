@@ -160,6 +160,30 @@ def test_spatial_softmax_says_where_a_channel_is() -> None:
     assert SpatialSoftmax()(torch.randn(2, 3, 1, 1)).tolist() == [[0.0] * 6] * 2
 
 
+def test_a_softmax_over_one_place_is_refused_and_few_places_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Four stages leave one place of 32 pixels: the same feature for every image, and no gradient."""
+    camera = ArraySpec("image/top", (32, 32, 3), "uint8")
+    with pytest.raises(PolicyError, match=r"(?s)2 x 2 or more.*1 x 1 from 32 x 32.*num_stages=3"):
+        ImageEncoder(ImageEncoderConfig(width=8), camera)
+    ImageEncoder(ImageEncoderConfig(width=8, pooling=Pooling.mean), camera)
+    for stages, crop, places in ((3, 0, "2 x 2"), (2, 0, None), (2, 20, "3 x 3")):
+        caplog.clear()
+        ImageEncoder(ImageEncoderConfig(width=8, num_stages=stages, crop=crop), camera)
+        assert (places is None) == (not caplog.records)
+        assert places is None or f"a last map of {places} from" in caplog.text
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, pooling=Pooling.mean)])
+def test_what_is_at_another_place_or_brighter_changes_the_feature(config: ImageEncoderConfig) -> None:
+    torch.manual_seed(0)
+    encoder = ImageEncoder(config, ArraySpec("image/top", (16, 16, 3), "uint8"))
+    images = torch.randint(0, 256, (3, 1, 16, 16, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    feature = encoder(images)
+    assert (feature[0] - feature[1]).abs().max() > 1e-3
+    feature.square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in encoder.backbone.parameters())
+
+
 def test_points_have_no_order_and_repeats_count_once() -> None:
     torch.manual_seed(0)
     encoder = PointEncoder(PointEncoderConfig(use_colour=True), SPEC.observation["points"])
@@ -291,7 +315,7 @@ def test_evaluation_takes_the_middle_and_the_declared_preprocessing() -> None:
     images = observation().images["top"]
     expected = (images[0, 1, 1:15, 1:15].float() / 255 - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([0.5, 0.25, 2.0])
     torch.testing.assert_close(encoder._pixels(images, None)[1], expected.permute(2, 0, 1))
-    resized = ImageEncoder(replace(config, image_size=7), SPEC.observation["image/top"])
+    resized = ImageEncoder(replace(config, image_size=7, pooling=Pooling.mean), SPEC.observation["image/top"])
     flat = torch.full_like(images, 51)
     torch.testing.assert_close(
         resized._pixels(flat, None)[0, :, 3, 3], torch.tensor([0.1 / 0.5, 0.0, -0.1 / 2.0]), atol=1e-6, rtol=1e-5

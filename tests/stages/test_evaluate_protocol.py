@@ -15,7 +15,7 @@ from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.onnx_policy import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER
 from robot_rl.deploy.tensorrt_policy import TensorRtPolicy
 from robot_rl.errors import PolicyError
-from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, CameraSpec, DeltaReference, EnvSpec
 from robot_rl.stages.evaluate import EvaluateConfig, check_policy_spec, check_spec, load_any_policy
 from robot_rl.stages.evaluate_play import policy_actor
 
@@ -107,6 +107,23 @@ def test_what_a_policy_does_not_observe_need_not_be_there() -> None:
         check_policy_spec(
             sees, replace(given, observation={"points": ArraySpec("points", (128, 3))}), where="policy.pt"
         )
+
+
+def test_a_camera_counts_where_the_policy_looks_through_it() -> None:
+    image = {f"image/{name}": ArraySpec(f"image/{name}", (8, 8, 3), "uint8") for name in ("top", "wrist")}
+    cameras = {name: CameraSpec(8, 8, 6.0, 6.0, 3.5, 3.5, position_m=(0.0, 0.0, 1.0)) for name in ("top", "wrist")}
+    points = {"points": ArraySpec("points", (64, 3))}
+    trained = replace(SPEC, observation=image | points, cameras=cameras)
+    sees = SimpleNamespace(spec=trained, config=SimpleNamespace(observation_keys=("image/top",)))
+    moved = replace(cameras["wrist"], position_m=(0.0, 0.0, 1.2))
+    for given in ({"top": cameras["top"]}, {"top": cameras["top"], "wrist": moved}):
+        check_policy_spec(sees, replace(trained, cameras=given), where="policy.pt")
+    other = replace(trained, cameras={"top": moved, "wrist": cameras["wrist"]})
+    with pytest.raises(PolicyError, match=r"(?s)cameras.*top: 0.2 m away"):
+        check_policy_spec(sees, other, where="policy.pt")
+    sees.config.observation_keys = ("points",)  # of whatever cameras there are
+    with pytest.raises(PolicyError, match=r"(?s)cameras.*wrist: 0.2 m away"):
+        check_policy_spec(sees, replace(trained, cameras=cameras | {"wrist": moved}), where="policy.pt")
 
 
 @pytest.mark.parametrize("mode", SamplingMode)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -13,16 +14,23 @@ SECONDS = 400
 
 
 def run_session(words: list[str], *, cwd: Path, env: dict[str, str], seconds: float) -> tuple[int, str, str]:
-    """Exit code and what was printed; who takes too long is killed with all that it started, and an AssertionError says so."""
+    """Exit code and what was printed; at the end all that it started and left is killed.
+
+    Raises:
+        AssertionError: it took longer than `seconds`.
+    """
     process = subprocess.Popen(
         words, cwd=cwd, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        raise AssertionError(f"still running after {seconds} s\n{out[-3000:]}\n{err[-3000:]}") from None
+    except subprocess.TimeoutExpired as late:
+        said = [b"" if text is None else text for text in (late.stdout, late.stderr)]
+        raise AssertionError(f"still running after {seconds} s\n{said[0][-3000:]!r}\n{said[1][-3000:]!r}") from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return process.returncode, out, err
 
 

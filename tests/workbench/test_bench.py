@@ -308,7 +308,7 @@ def test_infer_measures_equal_policies_and_refuses_others(monkeypatch: pytest.Mo
         "mlp bare forward, torch", "mlp read weights", "mlp matmul", *rows,
     ]  # fmt: skip
     facts = report.facts["mlp"]
-    assert facts["max_error"].keys() == {"DDIM-2 onnx", "one step onnx"}
+    assert facts["max_error"].keys() == {"DDIM-2 onnx", "one step onnx", "one step onnx graph"}
     # enter, two residual blocks of two layers, leave, and the two layers of the level's network: 2 FLOP a weight, no biases
     assert facts["flop"] == 2 * sum(
         w.numel() for w in bench_infer_nets.random_policy("mlp").denoiser.parameters() if w.ndim == 2
@@ -409,16 +409,21 @@ def test_every_sampler_and_file_plays_the_seeds(monkeypatch: pytest.MonkeyPatch,
 
 
 @needs_onnx
-def test_a_turn_is_the_graph_with_all_that_a_loop_does_around_it(tmp_path: Path) -> None:
+def test_a_turn_is_the_graph_with_all_that_a_loop_does_around_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     policy = bench_infer_nets.random_policy("mlp")
     head = policy.one_step_student().eval().requires_grad_(False)
     file = bench_infer_nets.exported(head, tmp_path / "head.onnx", threads=1)
     observation, noise = bench_infer.inputs(head)
+    judged, step = list[Any](), bench_infer_turn.SafetyFilter.step
+    monkeypatch.setattr(bench_infer_turn.SafetyFilter, "step", lambda *words: judged.append(words[1]) or step(*words))
     calls = bench_infer_turn.turn_calls(file, head.spec, observation, noise)
     assert np.array_equal(calls["graph"](), file.act(observation, noise).actions)
     for decision in range(3):
         drawn = file.noise().draw([0], [decision])
         assert np.array_equal(calls["turn"](), file.act(observation, drawn).actions)
+    assert len(judged) == 3
     broken = observation.map(lambda x: np.full_like(x, np.nan))
     with pytest.raises(DataError, match="reading"):
         bench_infer_turn.turn_calls(file, head.spec, broken, noise)["turn"]()

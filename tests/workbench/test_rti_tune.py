@@ -96,6 +96,15 @@ def test_a_study_writes_what_it_measured_and_the_verdict_is_told(
     checkpoint = str(next(run.glob("checkpoints/*"), run))
     for asked, limit in ((WarmStart(level=21), document["max_jump"]), (WarmStart(level=21, max_jump=0.25), 0.25)):
         assert as_measured(checkpoint, asked).jump_limit == limit
+    # Nor is another run's file, which lies above this one, its own.
+    (run.parent / "rti.json").write_text(json.dumps({"chosen": "x", "max_jump": 9.0}))
+    assert as_measured(str(run), WarmStart(level=21)).jump_limit == document["max_jump"]
+    assert as_measured(str(head), WarmStart(level=21)).max_jump is None
+    (run.parent / "rti.json").unlink()
+    (head / "rti.json").write_text(json.dumps({"chosen": "x", "max_jump": 0.0}))
+    with pytest.raises(ConfigError, match=r"rti\.json: max_jump.*above 0"):
+        as_measured(str(head), WarmStart(level=21))
+    (head / "rti.json").unlink()
     untouched = WarmStart(level=21)
     assert as_measured(str(head), untouched) == untouched  # nobody measured on the head
     assert untouched.jump_limit == UNMEASURED_JUMP != document["max_jump"]
