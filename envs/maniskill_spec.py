@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from robot_rl.deploy.point_cloud import points_to_json
 from robot_rl.errors import EnvError
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 
@@ -60,6 +61,7 @@ def describe_env(env: Any, *, task: str, max_episode_steps: int, views: Views = 
         max_episode_steps=max_episode_steps,
         has_success="success" in env.get_info(),
         cameras=describe_cameras(env),
+        point_cloud={} if views.points is None or "points" not in observation else points_to_json(views.points),
     )
 
 

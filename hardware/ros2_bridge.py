@@ -65,6 +65,10 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "blend_steps": (0, "actions over which a new chunk takes over, async and rtc"),
     "max_steps": (0, "actions of an episode; 0: as the policy's spec has it"),
     "first_seed": (0, "of the policy's noise; the next episode takes the next one"),
+    "points_camera": (
+        "",
+        "camera whose hand-eye calibration brings clouds into the base frame; empty: they come in it",
+    ),
     "delta_gain": (1.0, "longer deltas where readings come late, 1 to 2 (docs/ros2.md)"),
     "start_on_activate": (False, "whether an episode starts when motion is enabled"),
     "watchdog": (True, "a process that stops the robot when this one falls silent"),
@@ -154,7 +158,11 @@ class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
         )  # fmt: skip
         card, policy = self._card(), ProcessPolicy(source)
         spec = policy.start().spec
-        self._robot = Ros2Robot(Ros2RobotConfig(node=f"{self.get_name()}_robot"), card=card, spec=spec)
+        self._robot = Ros2Robot(
+            Ros2RobotConfig(node=f"{self.get_name()}_robot", points_camera=str(self._value("points_camera"))),
+            card=card,
+            spec=spec,
+        )
         watched = {"card": str(self._value("robot")), "namespace": self._namespace}
         config = StationConfig(
             policy=source, loop=loop, log_folder=str(self._value("log_folder")), delta_gain=float(self._value("delta_gain")),

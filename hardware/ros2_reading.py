@@ -15,6 +15,7 @@ from robot_rl.errors import ConfigError, DeployError, closest
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
 from robot_rl.types import Reading
 
+from .ros2_cloud import CloudReader
 from .ros2_messages import Joints, NotFiniteError, joints_of, number_of, numbers_of, pose_of, wrench_of
 from .ros2_pictures import colour_of, points_of
 
@@ -43,9 +44,11 @@ class ReadingMaker:
     Args:
         card: of the robot, with topics.
         keys: key of the observation ("state", "points", "image/<camera>") -> stream of the card.
+        cloud: makes a policy's points; None: every measured point, in the frame of the message.
     """
 
-    def __init__(self, card: RobotCard, keys: Mapping[str, str]) -> None:
+    def __init__(self, card: RobotCard, keys: Mapping[str, str], *, cloud: CloudReader | None = None) -> None:
+        self._points_of = points_of if cloud is None else cloud.read
         assert card.ros2 is not None
         self._card, self._keys, self._ros2 = card, keys, card.ros2
         elements = [key.split("/", 1) for key in card.proprio]
@@ -139,7 +142,7 @@ class ReadingMaker:
             return state
         before = self._decoded.get(key)
         if before is None or before[0] is not heard.message:
-            read = points_of if key == "points" else colour_of
+            read = self._points_of if key == "points" else colour_of
             before = self._decoded[key] = (heard.message, read(heard.message))
         frame: np.ndarray = before[1]
         return frame

@@ -20,6 +20,7 @@ from robot_rl.errors import DeployError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import Goal, Reading
 
+from .ros2_cloud import cloud_reader
 from .ros2_commands import arm_message, fitting, hold_goal, require_topics
 from .ros2_connect import Connecting, facts_of, require_numbers, require_sizes
 from .ros2_link import Ros2Link, Stream, message_type
@@ -40,6 +41,7 @@ class Ros2RobotConfig:
         namespace: of relative topic names; null: the card's.
         streams: key of the policy's observation -> input of the card, where they differ.
         inputs: inputs of the card to listen to, where not all are wanted (a watchdog needs few); null: what is needed.
+        points_camera: camera of the card whose hand-eye calibration brings clouds into the base frame; "": they come in it.
     """
 
     card: str = "sim_panda"
@@ -48,6 +50,7 @@ class Ros2RobotConfig:
     namespace: str | None = None
     streams: dict[str, str] = field(default_factory=dict)
     inputs: tuple[str, ...] | None = None
+    points_camera: str = ""
 
 
 class Ros2Robot:
@@ -60,7 +63,8 @@ class Ros2Robot:
             card, and has cameras and state from `connect` on.
 
     Raises:
-        ConfigError: no such card, a card without topics, or one that contradicts itself.
+        ConfigError: no such card, a card without topics, one that contradicts itself, or a points_camera that is no use.
+        DataError: a calibration of points_camera that can't be read.
         DeployError: a policy that was made for another robot, with both declarations.
     """
 
@@ -78,7 +82,8 @@ class Ros2Robot:
             ActionReader(spec, self.card)  # refuses what this robot can't be told
             known = {key: array for key, array in spec.observation.items() if key == "proprio" or key in keys}
             self.spec = replace(spec, observation=known)
-        self._maker = ReadingMaker(self.card, {key: stream for key, stream in keys.items() if stream in self._names})
+        heard = {key: stream for key, stream in keys.items() if stream in self._names}
+        self._maker = ReadingMaker(self.card, heard, cloud=cloud_reader(self.card, spec, config.points_camera))
         self._link: Ros2Link | None = None
         self._streams: dict[str, Stream] = {}
         self._publishers: dict[str, Any] = {}

@@ -169,6 +169,7 @@ class EnvSpec:
         max_episode_steps: time limit in env steps.
         has_success: whether the environment reports success.
         cameras: camera -> how it sees, for those that are known; the names are those of "image/<camera>".
+        point_cloud: how "points" were cropped and sampled (deploy/point_cloud.py, `points_to_json`); empty: not known.
     """
 
     env_id: str
@@ -181,11 +182,14 @@ class EnvSpec:
     max_episode_steps: int
     has_success: bool = True
     cameras: Mapping[str, CameraSpec] = field(default_factory=dict)
+    point_cloud: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict of JSON types; `cameras` only where there are some."""
+        """Plain dict of JSON types; `cameras` and `point_cloud` only where there are some."""
         out = asdict(replace(self, observation={}, cameras={}))
         out.pop("cameras")
+        if not self.point_cloud:
+            out.pop("point_cloud")
         if self.cameras:
             out["cameras"] = {name: asdict(camera) for name, camera in self.cameras.items()}
         out["observation"] = {key: asdict(spec) for key, spec in self.observation.items()}
@@ -219,6 +223,7 @@ class EnvSpec:
         _typed(plain.get("has_success", True), bool, f"{where}, has_success", "true or false")
         cameras = _typed(plain.get("cameras", {}), Mapping, f"{where}, cameras", "an object of cameras")
         plain["cameras"] = {name: _camera(value, f"{where}, camera {name!r}") for name, value in cameras.items()}
+        plain["point_cloud"] = _typed(plain.get("point_cloud", {}), Mapping, f"{where}, point_cloud", "an object")
         return cls(**{**plain, "control_hz": float(hz)})
 
 

@@ -13,7 +13,13 @@ import numpy as np
 import torch
 
 from robot_rl.arrays import Array, Float32
-from robot_rl.deploy.point_cloud import PointCloudConfig, check_point_config, points_of_depth, process_points
+from robot_rl.deploy.point_cloud import (
+    PointCloudConfig,
+    check_point_config,
+    points_of_depth,
+    points_to_json,
+    process_points,
+)
 from robot_rl.errors import DataError, closest
 from robot_rl.specs import ArraySpec, EnvSpec
 
@@ -123,4 +129,5 @@ def points_of_frames(
 
 def with_points_spec(spec: EnvSpec, source: PointSource, *, where: str) -> EnvSpec:
     """The spec with the new "points"; everything else stays. Raises as `points_spec`."""
-    return replace(spec, observation={**spec.observation, POINTS: points_spec(spec, source, where=where)})
+    points = points_spec(spec, source, where=where)
+    return replace(spec, observation={**spec.observation, POINTS: points}, point_cloud=points_to_json(source.cloud))

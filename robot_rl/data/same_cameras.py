@@ -39,7 +39,9 @@ def require_same_cameras(
         other = given.cameras.get(name)
         if other is None and not given.cameras:
             continue
-        differences = ["not there"] if other is None else list(_differences(camera, other, position_m, rotation_rad))
+        differences = (
+            ["not there"] if other is None else list(camera_differences(camera, other, position_m, rotation_rad))
+        )
         found += [f"{name}: {text}" for text in differences]
     for key in (key for key in trained.observation if key.startswith("image/")):
         one, two = trained.observation[key], given.observation.get(key)
@@ -80,7 +82,10 @@ def pose_differences(
         yield f"turned by {turned:.4g} rad"
 
 
-def _differences(one: CameraSpec, two: CameraSpec, position_m: float, rotation_rad: float) -> Iterator[str]:
+def camera_differences(
+    one: CameraSpec, two: CameraSpec, position_m: float = POSITION_M, rotation_rad: float = ROTATION_RAD
+) -> Iterator[str]:
+    """In words, how a camera is another than in training: size, channels, pose, lens. Arguments as of `pose_differences`."""
     size = (one.width, one.height), (two.width, two.height)
     if size[0] != size[1]:
         yield f"{size[0][0]} x {size[0][1]} pixels in training, {size[1][0]} x {size[1][1]} here"

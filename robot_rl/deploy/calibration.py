@@ -23,6 +23,7 @@ import numpy as np
 
 from robot_rl.arrays import Array, Float64
 from robot_rl.errors import DataError, closest
+from robot_rl.specs import CameraSpec
 
 CAMERA_FORMAT, HAND_EYE_FORMAT, VERSION = "robot_rl.camera_calibration", "robot_rl.hand_eye_calibration", 1
 DISTORTION_SIZES = (4, 5, 8)
@@ -114,6 +115,19 @@ class HandEyeCalibration:
     created: str
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def camera_spec(self, *, tool_frame: str) -> CameraSpec:
+        """How this camera sees, for a spec; its lens without distortion.
+
+        Args:
+            tool_frame: name of the gripper's frame, in which a camera in the hand is.
+        """
+        (fx, fy), (cx, cy) = self.camera.focal_px, self.camera.centre_px
+        frame = "base" if self.mounting is Mounting.eye_to_hand else tool_frame
+        return CameraSpec(
+            self.camera.width, self.camera.height, fx, fy, cx, cy, position_m=self.position_m,
+            quaternion_wxyz=self.quaternion_wxyz, frame=frame,
+        )  # fmt: skip
+
     def matrix(self) -> Float64[Array, "4 4"]:
         """Camera coordinates to gripper or base coordinates, m."""
         w, x, y, z = self.quaternion_wxyz
@@ -165,12 +179,14 @@ def load_hand_eye(
     *,
     camera: str,
     robot: str,
-    width: int,
-    height: int,
+    width: int | None = None,
+    height: int | None = None,
     max_age_days: float | None = None,
     today: date | None = None,
 ) -> HandEyeCalibration:
     """Read where a camera sits and check that it is this camera on this robot; otherwise as `load_camera`.
+
+    Without a size the lens is not compared: for clouds, which have none.
 
     Raises:
         DataError: as `load_camera`, and another robot.
@@ -179,7 +195,8 @@ def load_hand_eye(
     where = str(path)
     inner = _need(data, "camera", dict, where)
     intrinsics = _camera(inner, f"{where}: camera")
-    _check_camera(intrinsics, where, camera=camera, width=width, height=height)
+    size = (intrinsics.width if width is None else width, intrinsics.height if height is None else height)
+    _check_camera(intrinsics, where, camera=camera, width=size[0], height=size[1])
     if _need(data, "robot", str, where) != robot:
         raise DataError(
             f"{where}: robot", expected=repr(robot), got=repr(data["robot"]), hint="Calibrate on this robot."

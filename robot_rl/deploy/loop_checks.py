@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from robot_rl.contracts import Robot
+from robot_rl.data.same_cameras import camera_differences
 from robot_rl.deploy.calibration import load_hand_eye
 from robot_rl.deploy.chunking import AgeCheck
 from robot_rl.deploy.policy_words import PolicyInfo
@@ -60,7 +61,7 @@ def require_fits(info: PolicyInfo, robot: EnvSpec, card: RobotCard) -> None:
     """
     for error in wrong_calibrations(card, robot):
         raise error
-    policy, found = info.spec, list[str]()
+    policy, found = info.spec, list(_moved_cameras(info, card))
     for key in info.keys:
         ours, theirs = policy.observation.get(key), robot.observation.get(key)
         if theirs is None:
@@ -89,6 +90,17 @@ def require_fits(info: PolicyInfo, robot: EnvSpec, card: RobotCard) -> None:
             "thresholds.heartbeat_s", expected="more than two periods of commands",
             got=f"{card.thresholds.heartbeat_s:g} s at {card.control_hz:g} Hz", hint="A healthy loop would trip its watchdog.",
         )  # fmt: skip
+
+
+def _moved_cameras(info: PolicyInfo, card: RobotCard) -> Iterator[str]:
+    """Cameras that the policy looks through and that stand or see otherwise than in its training, by the card's calibrations."""
+    tool_frame = card.ros2.tool_frame if card.ros2 is not None else ""
+    for camera, file in card.calibrations.items():
+        trained = info.spec.cameras.get(camera)
+        if trained is None or not {f"image/{camera}", f"depth/{camera}", "points"} & set(info.keys):
+            continue
+        here = load_hand_eye(Path(file), camera=camera, robot=card.name).camera_spec(tool_frame=tool_frame)
+        yield from (f"camera {camera}: {text}" for text in camera_differences(trained, here))
 
 
 def wrong_calibrations(card: RobotCard, robot: EnvSpec) -> Iterator[DataError]:

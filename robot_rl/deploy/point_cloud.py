@@ -8,15 +8,16 @@ whose x, y and z are all zero is no point (no surface there). Nothing depends on
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from robot_rl.arrays import Array, Bool, Float32, UInt8
-from robot_rl.errors import ConfigError, DataError
-from robot_rl.specs import CameraSpec
+from robot_rl.arrays import Array, Bool, Float32, Float64, UInt8
+from robot_rl.errors import ConfigError, DataError, PolicyError
+from robot_rl.specs import CameraSpec, EnvSpec
 
 XYZ = 3
 # Along each axis: three numbers of 15 bits and a row of 18 fit int64.
@@ -211,6 +212,66 @@ def check_point_config(config: PointCloudConfig) -> None:
             "points.voxel_m", expected=f"no more than {_MOST_VOXELS} voxels along an edge of the box",
             got=str(config.voxel_m), hint="Take larger voxels or a smaller box.",
         )  # fmt: skip
+
+
+def points_to_json(config: PointCloudConfig) -> dict[str, Any]:
+    """JSON types, for `EnvSpec.point_cloud`."""
+    plain = asdict(config)
+    return plain | {"low_m": list(config.low_m), "high_m": list(config.high_m), "sampling": config.sampling.value}
+
+
+def points_from_json(data: Mapping[str, Any], *, where: str) -> PointCloudConfig:
+    """Inverse of `points_to_json`.
+
+    Args:
+        data: of a spec.
+        where: the file or policy, for errors.
+
+    Raises:
+        DataError: a field that is unknown, missing or no number.
+    """
+    try:
+        corners = {name: tuple(map(float, data[name])) for name in ("low_m", "high_m")}
+        config = PointCloudConfig(**(dict(data) | corners | {"sampling": Sampling(data["sampling"])}))
+        check_point_config(config)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise DataError(
+            f"{where}, point_cloud", expected="the settings of a point cloud", got=f"{dict(data)}: {error}",
+            hint="Restore the file from a copy.",
+        )  from error  # fmt: skip
+    return config
+
+
+def require_same_points(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
+    """Refuse "points" that are cropped or sampled otherwise than the policy's; what either does not know is not compared.
+
+    Raises:
+        PolicyError: with every difference.
+    """
+    if "points" not in trained.observation or not (trained.point_cloud and given.point_cloud):
+        return
+    pairs = {key: (trained.point_cloud.get(key), given.point_cloud.get(key)) for key in trained.point_cloud}
+    found = [f"{key}: {one} in training, {two} here" for key, (one, two) in pairs.items() if _plain(one) != _plain(two)]
+    if found:
+        raise PolicyError(
+            f"{where}: points", expected="the box, voxels and sampling that it was trained with",
+            got=f"on {given.env_id}\n  " + "\n  ".join(found) + "\n", hint="Set env.points as in training.",
+        )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def moved_points(points: Float32[Array, "P D"], place: Float64[Array, "4 4"]) -> Float32[Array, "P D"]:
+    """A cloud of a camera, numpy, in the frame that `place` leads to; colours stay.
+
+    Args:
+        points: x, y, z (m) and perhaps colours.
+        place: from the camera's coordinates to the wanted ones (`HandEyeCalibration.matrix`).
+    """
+    turned = points[:, :XYZ].astype(np.float64) @ place[:3, :3].T + place[:3, 3]
+    return np.concatenate([turned.astype(np.float32), points[:, XYZ:]], axis=1)
 
 
 def _library(array: Any) -> Any:

@@ -32,6 +32,7 @@ from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.execution import ChunkRule, Execution
 from robot_rl.deploy.noise import NoiseRule
 from robot_rl.deploy.onnx_policy import exported_file
+from robot_rl.deploy.point_cloud import require_same_points
 from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, open_policy
 from robot_rl.engines.tasks import EngineKind, PlayerPlan, blocks, grid_size, open_engine
 from robot_rl.errors import ConfigError, EnvError, PolicyError
@@ -335,3 +336,4 @@ def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
                 got=f"{got} (what {given.env_id} offers)", hint=hint,
             )  # fmt: skip
     require_same_cameras(trained, given, where=where)
+    require_same_points(trained, given, where=where)

@@ -14,7 +14,7 @@ from software_vulkan import run_rendered
 from robot_rl import cli
 from robot_rl.data.recorded_points import PointSource, points_of_frames, points_spec
 from robot_rl.data.store import EpisodeStore
-from robot_rl.deploy.point_cloud import PointCloudConfig, Sampling, points_of_depth, process_points
+from robot_rl.deploy.point_cloud import PointCloudConfig, Sampling, points_from_json, points_of_depth, process_points
 from robot_rl.errors import DataError
 from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, CameraSpec, DeltaReference, EnvSpec
 from robot_rl.types import Episode
@@ -87,6 +87,7 @@ def test_recorded_clouds_become_what_an_env_would_show(store: Path, tmp_path: Pa
     assert convert(store, target, *WORDS) == 0
     with EpisodeStore.open(store, mode="r") as old, EpisodeStore.open(target, mode="r") as new:
         assert new.spec.observation["points"].shape == (16, 6)
+        assert points_from_json(new.spec.point_cloud, where="new") == BOX
         assert new.metadata["history"][-1]["arguments"]["points"]["cloud"]["num_points"] == 16
         for number in range(2):
             before, after = old.episode(number), new.episode(number)

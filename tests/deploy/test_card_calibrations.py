@@ -13,9 +13,9 @@ from robot_rl.checks.robot import check_robot
 from robot_rl.deploy.calibration import CameraCalibration, HandEyeCalibration, Mounting, save_calibration
 from robot_rl.deploy.loop_checks import require_fits
 from robot_rl.deploy.policy_words import PolicyInfo
-from robot_rl.deploy.robot_card import card_from, load_robot_card
+from robot_rl.deploy.robot_card import TopicCard, card_from, load_robot_card
 from robot_rl.deploy.schedule import ManualClock
-from robot_rl.errors import ConfigError, DataError
+from robot_rl.errors import ConfigError, DataError, DeployError
 from robot_rl.hardware.mock_robot import MockRobot, MockRobotConfig
 
 CAMERA = CameraCalibration(
@@ -61,6 +61,35 @@ def test_what_does_not_belong_is_refused_by_check_and_loop(tmp_path: Path, writt
     assert words in found[0].got
     with pytest.raises(DataError, match=words):
         require_fits(info, robot.spec, robot.card)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ""),
+        ({"position_m": (0.1, 0.008, 0.05)}, ""),  # within 1 cm
+        ({"position_m": (0.1, 0.03, 0.05)}, "camera wrist: 0.03 m away"),
+        ({"quaternion_wxyz": (0.96, 0.28, 0.0, 0.0)}, "camera wrist: turned by 0.56"),
+        ({"mounting": Mounting.eye_to_hand}, "camera wrist: in the frame of 'hand' in training, of 'base' here"),
+        ({"camera": replace(CAMERA, focal_px=(10.0, 10.0))}, "camera wrist: fx 9 in training, 10 here"),
+    ],
+)
+def test_a_camera_that_stands_or_sees_otherwise_than_in_training_is_refused(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    save_calibration(tmp_path / "wrist.json", replace(HAND, **change))
+    robot, _ = mock(tmp_path / "wrist.json")
+    named = load_robot_card("sim_panda").ros2
+    assert named is not None
+    card = replace(robot.card, ros2=replace(named, tool_frame="hand", inputs={"image/wrist": TopicCard("/w", "Image")}))
+    trained = replace(robot.spec, cameras={"wrist": HAND.camera_spec(tool_frame="hand")})
+    for keys in (("proprio", "image/wrist"), ("proprio",)):
+        info = PolicyInfo(trained, keys, 1, 4, 2)
+        if not words or len(keys) == 1:  # what the policy does not look through does not matter
+            require_fits(info, robot.spec, card)
+        else:
+            with pytest.raises(DeployError, match=words):
+                require_fits(info, robot.spec, card)
 
 
 def test_a_camera_that_this_policy_does_not_use_is_not_looked_at(tmp_path: Path) -> None:

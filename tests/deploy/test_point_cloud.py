@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,8 +18,12 @@ from robot_rl.deploy.point_cloud import (
     Sampling,
     crop_mask,
     farthest_points,
+    moved_points,
+    points_from_json,
     points_of_depth,
+    points_to_json,
     process_points,
+    require_same_points,
     voxel_mask,
 )
 from robot_rl.errors import ConfigError, DataError, PolicyError
@@ -218,6 +223,40 @@ def turned(angle: float) -> CameraSpec:
 def test_a_camera_that_differs_is_refused(camera: CameraSpec, message: str) -> None:
     with pytest.raises(PolicyError, match=message):
         require_same_cameras(spec_with(top=CAMERA), spec_with(top=camera), where="runs/x")
+
+
+def test_points_of_another_box_are_refused_and_specs_keep_theirs() -> None:
+    box = PointCloudConfig(num_points=64, low_m=(0.2, -0.6, 0.004), high_m=(1.2, 0.6, 0.6), voxel_m=0.01)
+    points = {"points": ArraySpec("points", (64, 3))}
+    spec = replace(spec_with(), observation=points, point_cloud=points_to_json(box))
+    again = EnvSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert points_from_json(again.point_cloud, where="x") == box
+    assert "point_cloud" not in spec_with().to_json()
+    require_same_points(spec, again, where="x")
+    require_same_points(spec, replace(spec, point_cloud={}), where="x")  # nobody knows
+    for change, words in (
+        ({"high_m": (1.2, 0.6, 0.5)}, r"high_m: \[1.2, 0.6, 0.6\] in training, \[1.2, 0.6, 0.5\] here"),
+        ({"sampling": Sampling.random}, "sampling: farthest in training, random here"),
+        ({"seed": 1, "voxel_m": 0.0}, r"(?s)voxel_m: 0.01.*seed: 0 in training, 1 here"),
+    ):
+        with pytest.raises(PolicyError, match=words):
+            require_same_points(spec, replace(spec, point_cloud=points_to_json(replace(box, **change))), where="x")
+    for broken in (
+        {},
+        {"num_points": 4},
+        points_to_json(box) | {"zoom": 1},
+        points_to_json(box) | {"low_m": ["a", 0, 0]},
+    ):
+        with pytest.raises(DataError, match="point_cloud"):
+            points_from_json(broken, where="x")
+    with pytest.raises(DataError, match="point_cloud"):
+        EnvSpec.from_json(spec.to_json() | {"point_cloud": 3})
+
+
+def test_a_moved_cloud_by_hand() -> None:
+    place = np.array([[0.0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 3], [0, 0, 0, 1]])  # 90 degrees about z, then a shift
+    cloud = np.array([[1.0, 0, 0, 0.5, 0.6, 0.7], [0, 2, 1, 0, 0, 1]], np.float32)
+    assert moved_points(cloud, place).tolist() == np.float32([[1, 3, 3, 0.5, 0.6, 0.7], [-1, 2, 4, 0, 0, 1]]).tolist()
 
 
 def test_cameras_that_agree_pass_and_specs_keep_them() -> None:

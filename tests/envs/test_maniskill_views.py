@@ -12,7 +12,7 @@ from robot_rl.errors import ConfigError, EnvError
 _VIEWS = """
 import sys, json, numpy as np, torch
 torch.set_num_threads(1)
-from robot_rl.deploy.point_cloud import PointCloudConfig, points_of_depth, process_points
+from robot_rl.deploy.point_cloud import PointCloudConfig, points_from_json, points_of_depth, process_points
 from robot_rl.envs.maniskill import ManiSkillConfig, make_env
 from robot_rl.specs import EnvSpec
 
@@ -31,6 +31,7 @@ seen.close()
 whole = env(obs_mode="pointcloud")
 theirs = whole.reset([3, 4]).points[:, 0]
 assert whole.spec.cameras["base_camera"] == camera
+whole_spec = whole.spec
 whole.close()
 assert ((theirs[..., :3] != 0).any(-1) == (mine[..., :3] != 0).any(-1)).all()
 # Depths are whole millimetres, and the renderer's positions are rounded too: compared within 2 m. Half a pixel is 3 cm there.
@@ -50,6 +51,8 @@ assert torch.equal(seen.state, state) and few.spec.observation["state"] == plain
 assert torch.equal(got, process_points(theirs, config))
 assert (got[..., 2] >= 0.01).all() and got.any(-1).all()
 assert few.protocol()["points"]["num_points"] == 64
+assert points_from_json(few.spec.point_cloud, where="few") == config and not whole_spec.point_cloud
+assert EnvSpec.from_json(json.loads(json.dumps(few.spec.to_json()))) == few.spec
 print("FINE")
 """
 

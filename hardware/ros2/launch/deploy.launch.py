@@ -21,6 +21,7 @@ NEEDED = {
 }
 OPTIONAL = {
     "log_folder": ("black_box", "for the last seconds of stops"),
+    "points_camera": ("", "camera whose hand-eye calibration brings clouds into the base frame"),
     "delta_gain": ("1.0", "above 1 where readings come late"),
     "runtime": ("onnx", "onnx, openvino, tensorrt or auto"),
     "threads": ("1", "of onnxruntime or OpenVINO"),
