@@ -158,11 +158,8 @@ class Bridge(LifecycleNode):  # type: ignore[misc]  # rclpy has no types
         )  # fmt: skip
         card, policy = self._card(), ProcessPolicy(source)
         spec = policy.start().spec
-        self._robot = Ros2Robot(
-            Ros2RobotConfig(node=f"{self.get_name()}_robot", points_camera=str(self._value("points_camera"))),
-            card=card,
-            spec=spec,
-        )
+        reach = Ros2RobotConfig(node=f"{self.get_name()}_robot", points_camera=str(self._value("points_camera")))
+        self._robot = Ros2Robot(reach, card=card, spec=spec)
         watched = {"card": str(self._value("robot")), "namespace": self._namespace}
         config = StationConfig(
             policy=source, loop=loop, log_folder=str(self._value("log_folder")), delta_gain=float(self._value("delta_gain")),

@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("study", choices=("tune",))
     parser.add_argument("words", nargs="*", help="the run (or checkpoint) of a diffusion policy, and env.key=value")
     parser.add_argument("--env", required=True, help="configuration of env")
-    parser.add_argument("--levels", default="11,21,31,51", help="noise levels to start from (%(default)s)")
+    parser.add_argument("--levels", default="11,31,51,71", help="noise levels to start from (%(default)s)")
     parser.add_argument("--forwards", default="1,2,3", help="of RTI, and of DDIM beside it (%(default)s)")
     parser.add_argument(
         "--one-step", action="append", default=[], metavar="RUN", help="a one-step head to show as well"
