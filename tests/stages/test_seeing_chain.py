@@ -1,5 +1,6 @@
-"""Every stage on a policy that sees points: imitation, offline RL with cached features, online RL with an encoder that
-learns, one step, export. What they are worth is not asked here, only that each does what it says."""
+"""Every stage on a policy that sees points, and on one that sees pictures: imitation, offline RL with cached features,
+online RL with an encoder that learns, one step, export. What they are worth is not asked here, only that each does what it
+says."""
 
 from __future__ import annotations
 
@@ -13,7 +14,19 @@ import torch
 
 from robot_rl.runs.checkpoint import load_checkpoint
 
-ENV = ["env=point_reach", "env.max_episode_steps=20", "env.num_points=16"]
+ENV = ["env=point_reach", "env.max_episode_steps=20"]
+SENSES = {
+    "points": (
+        ["env.num_points=16"],
+        ["encoder=points_regularised", "policy.encoder.points.widths=[32,64]", "policy.encoder.representation.points=8"],
+    ),
+    "image/top": (
+        ["env.image_size=16"],
+        ["encoder=rgb", "policy.observation_keys=[proprio,image/top]", "policy.encoder.images.width=8",
+         "policy.encoder.images.num_stages=1", "policy.encoder.images.keypoints=8", "policy.encoder.images.jitter=0.05",
+         "policy.encoder.representation.reconstruction=0.5", "policy.encoder.representation.bottleneck=0.001"],
+    ),
+}  # fmt: skip
 SHORT = [
     "critic.hidden_width=32", "dynamics.hidden_width=32", "dynamics.num_members=3", "critic_fit.num_steps=60",
     "critic_fit.check_every_steps=30", "model_fit.num_steps=60", "judge.fqe_bootstrap=20", "judge.num_starts=20",
@@ -36,17 +49,18 @@ def only(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_whole_chain_on_points(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sense", SENSES)
+def test_the_whole_chain(sense: str, tmp_path: Path) -> None:
+    env, encoder = [*ENV, *SENSES[sense][0]], SENSES[sense][1]
     words = ["expert=point_reach", "expert.noise_sd=0.2", "num_episodes=40", "dataset=demos.zarr"]
-    robot_rl("collect", *ENV, *words, cwd=tmp_path)
+    robot_rl("collect", *env, *words, cwd=tmp_path)
     words = [
-        "encoder=points_regularised", "policy.encoder.points.widths=[32,64]", "policy.encoder.representation.points=8",
-        "policy.encoder.representation.anneal_steps=50", "policy.hidden_width=32", "policy.execute=2", "policy.horizon=4",
+        *encoder, "policy.encoder.representation.anneal_steps=50", "policy.hidden_width=32", "policy.execute=2", "policy.horizon=4",
         "policy.num_steps=4", "policy.num_levels=20", "train.num_steps=500", "train.batch_size=64", "train.threads=1",
         "policy.prediction=sample", "train.learning_rate=0.003", "train.ema_max=0.95", "train.warmup_steps=10",
         "only_success=false", "dataset=demos.zarr", "run_root=imitate",
     ]  # fmt: skip
-    robot_rl("imitate", *ENV, *words, cwd=tmp_path)
+    robot_rl("imitate", *env, *words, cwd=tmp_path)
     first = only(tmp_path / "imitate")
 
     words = [f"policy={first}", "datasets=[demos.zarr]", "feature_cache=features", *SHORT]
@@ -62,17 +76,17 @@ def test_the_whole_chain_on_points(tmp_path: Path) -> None:
 
     words = [f"policy={offline}", "train_encoder=true", "max_env_steps=700", "episodes_per_iteration=20", "num_envs=20"]
     words += ["warmup_iterations=1", "max_kl=1000", "run_root=online"]
-    robot_rl("online", *ENV, *words, cwd=tmp_path)
+    robot_rl("online", *env, *words, cwd=tmp_path)
     online = only(tmp_path / "online")
     learned = load_checkpoint(online).tensors["policy"]
     # Features, their bottleneck and the decoders: PPO moves the first two, only the penalty the last.
-    for part in ("parts.points", "bottlenecks.points.mean", "decoders.points"):
+    for part in (f"parts.{sense}", f"bottlenecks.{sense}.mean", f"decoders.{sense}"):
         moved = [name for name in now if name.startswith(f"encoder.{part}")]
         assert moved
         assert any(not torch.equal(now[name], learned[name]) for name in moved), part
 
     words = [f"policy={online}", "train.num_steps=20", "train.threads=1", "dataset=demos.zarr", "run_root=student"]
-    robot_rl("distill_onestep", *ENV, *(w.replace("policy=", "teacher=") for w in words), cwd=tmp_path)
+    robot_rl("distill_onestep", *env, *(w.replace("policy=", "teacher=") for w in words), cwd=tmp_path)
     robot_rl(
         "export", f"policy={only(tmp_path / 'student')}", "dataset=demos.zarr", "latency_calls=3", "run_root=export",
         cwd=tmp_path,
