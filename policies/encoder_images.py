@@ -208,7 +208,7 @@ def _require_places(config: ImageEncoderConfig, seen: tuple[int, int], reduction
     """Raise PolicyError where a spatial softmax has one place to choose from; warn where it has few."""
     rows, columns = (math.ceil(side / reduction) for side in seen)
     hint = f"Take fewer stages (policy.encoder.images.num_stages={max(1, config.num_stages - 1)}), larger images or pooling=mean."
-    if min(rows, columns) == 1:
+    if rows * columns == 1:
         raise PolicyError(
             "encoder of images", expected="a last map of 2 x 2 or more for pooling=spatial_softmax",
             got=f"{rows} x {columns} from {seen[0]} x {seen[1]} pixels and {config.num_stages} stages: the same feature for every image",

@@ -213,8 +213,11 @@ def index_crcs(index: Mapping[str, np.ndarray]) -> Int64[Array, " E"]:
 
 
 def schema_differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line per leaf that differs between two EnvSpec.to_json results."""
-    left, right = dict(_leaves(stored, "")), dict(_leaves(new, ""))
+    """One line per leaf that differs between two EnvSpec.to_json results; a `point_cloud` that one does not know is none."""
+    unknown = {"point_cloud"} if not (stored.get("point_cloud") and new.get("point_cloud")) else set[str]()
+    left, right = (
+        dict(_leaves({key: value for key, value in plain.items() if key not in unknown}, "")) for plain in (stored, new)
+    )
     missing = "nothing"
     return [
         f"{key}: stored {left.get(key, missing)}, new {right.get(key, missing)}"

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from robot_rl.contracts import Robot
-from robot_rl.data.same_cameras import camera_differences
+from robot_rl.data.same_cameras import camera_differences, pose_differences
 from robot_rl.deploy.calibration import load_hand_eye
 from robot_rl.deploy.chunking import AgeCheck
 from robot_rl.deploy.policy_words import PolicyInfo
@@ -100,7 +100,10 @@ def _moved_cameras(info: PolicyInfo, card: RobotCard) -> Iterator[str]:
         if trained is None or not {f"image/{camera}", f"depth/{camera}", "points"} & set(info.keys):
             continue
         here = load_hand_eye(Path(file), camera=camera, robot=card.name).camera_spec(tool_frame=tool_frame)
-        yield from (f"camera {camera}: {text}" for text in camera_differences(trained, here))
+        # Points are told apart by where the camera stands; a cloud has no pixels.
+        is_seen = bool({f"image/{camera}", f"depth/{camera}"} & set(info.keys))
+        found = camera_differences(trained, here) if is_seen else pose_differences(trained, here)
+        yield from (f"camera {camera}: {text}" for text in found)
 
 
 def wrong_calibrations(card: RobotCard, robot: EnvSpec) -> Iterator[DataError]:

@@ -22,7 +22,7 @@ from robot_rl.specs import CameraSpec, EnvSpec
 XYZ = 3
 # Along each axis: three numbers of 15 bits and a row of 18 fit int64.
 _MOST_VOXELS = 2**15
-_MOST_POINTS = 2**18
+MOST_POINTS = 2**18
 
 
 class Sampling(str, Enum):
@@ -62,10 +62,10 @@ def process_points(points: Float32[Array, "N P D"], config: PointCloudConfig) ->
         DataError: points of another shape.
     """
     check_point_config(config)
-    if points.ndim != 3 or points.shape[2] not in (XYZ, 6) or not 1 <= points.shape[1] <= _MOST_POINTS:
+    if points.ndim != 3 or points.shape[2] not in (XYZ, 6) or not 1 <= points.shape[1] <= MOST_POINTS:
         raise DataError(
             "point cloud",
-            expected=f"(N, 1 to {_MOST_POINTS} points, 3 or 6)",
+            expected=f"(N, 1 to {MOST_POINTS} points, 3 or 6)",
             got=str(tuple(points.shape)),
             hint="One cloud a row.",
         )
@@ -100,7 +100,7 @@ def voxel_mask(
     name = (cell[..., 0] * _MOST_VOXELS + cell[..., 1]) * _MOST_VOXELS + cell[..., 2]
     name = library.where(kept, name, _MOST_VOXELS**3)
     # With the row behind the name no two are equal: any sort will do, and the first of a voxel comes first.
-    order = (name * _MOST_POINTS + library.arange(points.shape[1], **_device(points))).argsort(-1)
+    order = (name * MOST_POINTS + library.arange(points.shape[1], **_device(points))).argsort(-1)
     row = library.arange(len(points), **_device(points))[:, None]
     name = name[row, order]
     first = kept[row, order]

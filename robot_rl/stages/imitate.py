@@ -35,7 +35,6 @@ from torch import nn
 from robot_rl.contracts import check_is_diffusion
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
 from robot_rl.data.quality_gate import require_trainable
-from robot_rl.data.same_cameras import require_same_cameras
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler, split_by_episode
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
@@ -132,7 +131,6 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     if config.rollout_episodes:
         env = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=policy_config.history)
         check_spec(observing(spec, policy_config.observation_keys), env.spec, where=config.dataset)
-        require_same_cameras(spec, env.spec, where=config.dataset)
     torch.manual_seed(config.seed)
     policy = build(node, spec=spec, normalizer=normalizer).to(device) if start is None else start.policy
     cards = policy.load_pretrained() if start is None and hasattr(policy, "load_pretrained") else []

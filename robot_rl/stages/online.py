@@ -54,7 +54,7 @@ from robot_rl.runs.config import build, build_for
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
-from robot_rl.stages.evaluate import check_spec
+from robot_rl.stages.evaluate import check_policy_spec, check_spec
 from robot_rl.types import Episode
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
     state, documents = start_learning(LearningConfig.of(config), run.path)
     policy = state.learner.policy
     env = _env(config, run, policy)
-    check_spec(policy.spec, env.spec, where=config.policy)
+    check_policy_spec(policy, env.spec, where=config.policy)
     intervener = build(config.intervener, spec=env.spec) if config.intervener else getattr(env, "intervener", None)
     noise = NoiseSource(rule=NoiseRule.seeded, seed=config.seed, shape=policy.noise_shape)
     if intervener is not None:

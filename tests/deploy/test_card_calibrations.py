@@ -11,7 +11,7 @@ import yaml
 
 from robot_rl.checks.robot import check_robot
 from robot_rl.deploy.calibration import CameraCalibration, HandEyeCalibration, Mounting, save_calibration
-from robot_rl.deploy.loop_checks import require_fits
+from robot_rl.deploy.loop_checks import _moved_cameras, require_fits
 from robot_rl.deploy.policy_words import PolicyInfo
 from robot_rl.deploy.robot_card import TopicCard, card_from, load_robot_card
 from robot_rl.deploy.schedule import ManualClock
@@ -83,6 +83,10 @@ def test_a_camera_that_stands_or_sees_otherwise_than_in_training_is_refused(
     assert named is not None
     card = replace(robot.card, ros2=replace(named, tool_frame="hand", inputs={"image/wrist": TopicCard("/w", "Image")}))
     trained = replace(robot.spec, cameras={"wrist": HAND.camera_spec(tool_frame="hand")})
+    is_lens = "camera" in change
+    clouded = PolicyInfo(replace(trained, observation=trained.observation), ("points",), 1, 4, 2)
+    assert [text for text in _moved_cameras(clouded, card) if words in text] or not words or is_lens
+    assert not (is_lens and list(_moved_cameras(clouded, card)))  # a cloud has no pixels
     for keys in (("proprio", "image/wrist"), ("proprio",)):
         info = PolicyInfo(trained, keys, 1, 4, 2)
         if not words or len(keys) == 1:  # what the policy does not look through does not matter

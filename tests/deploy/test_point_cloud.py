@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from robot_rl.data.same_cameras import require_same_cameras, rotation_between
+from robot_rl.data.same_spec import require_same_spec
 from robot_rl.deploy.images import stored_image
 from robot_rl.deploy.point_cloud import (
     PointCloudConfig,
@@ -241,6 +242,12 @@ def test_points_of_another_box_are_refused_and_specs_keep_theirs() -> None:
     ):
         with pytest.raises(PolicyError, match=words):
             require_same_points(spec, replace(spec, point_cloud=points_to_json(replace(box, **change))), where="x")
+    # Data from before the settings were in the spec go together with newer ones; other settings do not.
+    old = replace(spec, point_cloud={})
+    require_same_spec(old, spec, where="x")
+    require_same_spec(spec, old, where="x")
+    with pytest.raises(DataError, match=r"point_cloud.num_points"):
+        require_same_spec(spec, replace(spec, point_cloud=points_to_json(replace(box, num_points=32))), where="x")
     for broken in (
         {},
         {"num_points": 4},

@@ -72,11 +72,11 @@ def policy(config: PointCloudConfig = BOX) -> EnvSpec:
 @pytest.mark.parametrize("config", [BOX, replace(BOX, voxel_m=0.0), replace(BOX, sampling=Sampling.random)])
 def test_a_cloud_in_the_base_frame_is_what_recorded_data_show(config: PointCloudConfig) -> None:
     points = scene()
-    measured = points[np.isfinite(points).all(axis=1)]
+    recorded = np.nan_to_num(points)  # a recording keeps its rows: zeros where nothing was measured
     reader = CloudReader(config, base_frame="base")
     got = reader.read(cloud(points, "base"))
     assert got.dtype == np.float32
-    assert np.array_equal(got, process_points(measured[None], config)[0])
+    assert np.array_equal(got, process_points(recorded[None], config)[0])
     assert ((got >= config.low_m) & (got <= config.high_m)).all()
 
 
@@ -94,10 +94,43 @@ def test_a_cameras_cloud_is_brought_into_the_base_frame(tmp_path: Path) -> None:
     assert max(gap.min(axis=0).max(), gap.min(axis=1).max()) < 1e-5
 
 
+@pytest.mark.parametrize("place", [None, np.diag([1.0, -1, -1, 1]) + np.eye(4, k=3) * 0.5])
+@pytest.mark.parametrize("sampling", Sampling)
+def test_zeros_are_no_points_wherever_the_camera_is(place: np.ndarray | None, sampling: Sampling) -> None:
+    """Drivers mark what was not measured by NaN or by zeros; moved, zeros would be points at the camera."""
+    box = replace(BOX, low_m=(-2.0, -2.0, -2.0), high_m=(2.0, 2.0, 2.0), sampling=sampling)
+    points = scene()[:40]
+    points[::3] = 0
+    reader, frame = CloudReader(box, base_frame="/base", place=place), "base" if place is None else "top_optical_frame"
+    got = reader.read(cloud(points, frame))
+    there = points[np.isfinite(points).all(axis=1) & (points != 0).any(axis=1)]
+    moved = there if place is None else (there @ place[:3, :3].T + place[:3, 3]).astype(np.float32)
+    assert np.linalg.norm(got[:, None] - moved[None], axis=-1).min(axis=1).max() < 1e-5
+    with pytest.raises(DeployError, match="measured points"):
+        reader.read(cloud(np.zeros((5, 3), np.float32), frame))
+
+
+def test_a_cloud_larger_than_the_sampling_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 640 x 480 camera sends more than 2^18 points: those in the box count, and what is too much says what to do."""
+    monkeypatch.setattr("robot_rl.hardware.ros2_cloud.MOST_POINTS", 500)
+    points = scene()
+    measured = points[np.isfinite(points).all(axis=1)]
+    got = CloudReader(BOX, base_frame="base").read(cloud(points, "base"))
+    assert np.array_equal(got, process_points(measured[None], BOX)[0])
+    for much in (
+        replace(BOX, sampling=Sampling.random),
+        replace(BOX, low_m=(-9.0,) * 3, high_m=(9.0,) * 3, voxel_m=0.0),
+    ):
+        with pytest.raises(DeployError, match="at most 500 points"):
+            CloudReader(much, base_frame="base").read(cloud(points, "base"))
+
+
 def test_another_frame_without_a_calibration_and_an_empty_cloud_are_refused() -> None:
     reader = CloudReader(BOX, base_frame="base")
     with pytest.raises(DeployError, match=r"(?s)a cloud in 'base'.*'camera_link'"):
         reader.read(cloud(scene(), "camera_link"))
+    with pytest.raises(DeployError, match="optical_frame"):  # x forward: the calibration is of other axes
+        CloudReader(BOX, base_frame="base", place=np.eye(4)).read(cloud(scene(), "camera_link"))
     with pytest.raises(DeployError, match="measured points"):
         reader.read(cloud(np.full((5, 3), math.nan), "base"))
     nothing_in_the_box = reader.read(cloud(np.full((5, 3), 9.0), "base"))
@@ -124,7 +157,7 @@ def test_a_robot_gives_the_policys_points(tmp_path: Path) -> None:
     calibration(tmp_path / "top.json")
     arm = card(tmp_path / "top.json")
     robot = Ros2Robot(Ros2RobotConfig(points_camera="top"), card=arm, spec=policy())
-    message: Any = cloud(scene(), arm.ros2.base_frame)  # type: ignore[union-attr]
+    message: Any = cloud(scene(), "top_optical_frame")
     first = robot._maker.make({"points": Heard(message, 1.0, 1.0)})
     assert first.frames["points"].shape == (16, 3)
     assert robot._maker.make({"points": Heard(message, 1.0, 1.0)}).frames["points"] is first.frames["points"]
