@@ -50,7 +50,7 @@ def test_without_a_renderer_the_rest_is_measured_and_the_reason_stands(monkeypat
     monkeypatch.setattr(bench_vision, "build", nothing_draws)
     monkeypatch.setattr(bench_vision, "BATCH", {"rgb": 2, "points": 2})
     monkeypatch.setattr(bench_vision, "POINTS", 16)
-    report = bench_vision.run(Options(rounds=1, image_size=32))
+    report = bench_vision.run(Options(rounds=1, image_size=40))
     names = {m.name: m for m in report.measurements}
     assert not any(name.startswith("env step") for name in names)
     assert {"encode rgb, 1", "encode rgb, 2", "train rgb", "train rgb: encoder", "train points"} <= set(names)
@@ -82,7 +82,7 @@ def test_a_real_renderer(tmp_path: Path) -> None:
     if software_icd() is None:
         pytest.skip("no SwiftShader here (apt-get install chromium-common)")
     command = [sys.executable, "-W", "ignore", "-m", "robot_rl", "bench", "vision", "--force", "--rounds", "1",
-               "--image-size", "32", "--env", "push_cube", "--json", str(tmp_path / "out.json")]  # fmt: skip
+               "--image-size", "64", "--env", "push_cube", "--json", str(tmp_path / "out.json")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "out.json").read_text())["results"]["vision"]
