@@ -55,7 +55,6 @@ class CloudReader:
             raise DeployError(
                 "points", expected="measured points", got="none in the whole cloud", hint="Is the camera covered?"
             )
-        points[~is_there] = 0
         points = self._in_base(points, str(message.header.frame_id).lstrip("/"))
         points[~is_there] = 0
         if self._config.sampling is Sampling.farthest:

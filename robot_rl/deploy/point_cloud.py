@@ -251,16 +251,12 @@ def require_same_points(trained: EnvSpec, given: EnvSpec, *, where: str) -> None
     if "points" not in trained.observation or not (trained.point_cloud and given.point_cloud):
         return
     pairs = {key: (trained.point_cloud.get(key), given.point_cloud.get(key)) for key in trained.point_cloud}
-    found = [f"{key}: {one} in training, {two} here" for key, (one, two) in pairs.items() if _plain(one) != _plain(two)]
+    found = [f"{key}: {one} in training, {two} here" for key, (one, two) in pairs.items() if one != two]
     if found:
         raise PolicyError(
             f"{where}: points", expected="the box, voxels and sampling that it was trained with",
             got=f"on {given.env_id}\n  " + "\n  ".join(found) + "\n", hint="Set env.points as in training.",
         )  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else value
 
 
 def moved_points(points: Float32[Array, "P D"], place: Float64[Array, "4 4"]) -> Float32[Array, "P D"]:

@@ -43,8 +43,10 @@ def as_measured(policy: str, warm: WarmStart) -> WarmStart:
     if warning := warning_of(policy):
         log.warning("rti: %s", warning)
     found = _found(policy)
-    measured = None if found is None else json.loads(found.read_text(encoding="utf-8")).get("max_jump")
-    if warm.max_jump is not None or measured is None:
+    if warm.max_jump is not None or found is None:
+        return warm
+    measured = json.loads(found.read_text(encoding="utf-8")).get("max_jump")
+    if measured is None:
         return warm
     if not measured > 0:
         raise ConfigError(

@@ -15,16 +15,16 @@ import numpy as np
 
 from robot_rl.arrays import Array, Float32
 from robot_rl.deploy.chunking import ObservationHistory
-from robot_rl.deploy.motion import JointLimits
 from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.deploy.safety import Measured, SafetyFilter, SafetyLimits
 from robot_rl.specs import EnvSpec
 from robot_rl.types import Observation, Reading
+from robot_rl.workbench.bench_safety import SEVEN_JOINTS
 
 GRAPH, TURN = "graph", "turn"
 # As the rate of the turn over that of the graph.
 TURN_TARGETS = {"unet 65 M": 1 / 1.15}
-PERIOD_S, JOINTS = 0.05, 7
+PERIOD_S, JOINTS = 0.05, len(SEVEN_JOINTS.names)
 
 
 def turn_calls(
@@ -47,10 +47,7 @@ def turn_calls(
     frames = {key: value[0, -1] for key, value in observation.arrays().items()}
     reading = Reading(frames, {}, np.zeros(JOINTS))
     history = ObservationHistory(spec, keys=file.config.observation_keys, history=file.config.history)
-    joints = JointLimits(
-        tuple("abcdefg"), (-2.5,) * JOINTS, (2.5,) * JOINTS, (2.0,) * JOINTS, (10.0,) * JOINTS, (200.0,) * JOINTS
-    )
-    layer = SafetyFilter(SafetyLimits(joints), np.zeros(JOINTS))
+    layer = SafetyFilter(SafetyLimits(SEVEN_JOINTS), np.zeros(JOINTS))
     source, decided = file.noise(), [0]
 
     def turn() -> Array:

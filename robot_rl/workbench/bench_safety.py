@@ -53,6 +53,9 @@ def matrix_row(fault: Fault) -> dict[str, Any]:
     return {"fault": fault.name, "checks": list(fault.checks), "results": results}
 
 
+SEVEN_JOINTS = JointLimits(tuple("abcdefg"), (-2.5,) * 7, (2.5,) * 7, (2.0,) * 7, (10.0,) * 7, (200.0,) * 7)
+
+
 def table(rows: list[dict[str, Any]], passed: dict[str, list[int]]) -> list[list[str]]:
     """Heading, one line a fault, and the sums."""
     lines = [["fault", "must hold", *RULES]]
@@ -67,8 +70,7 @@ def table(rows: list[dict[str, Any]], passed: dict[str, list[int]]) -> list[list
 
 def _joints() -> Contender:
     """One step of 7 joints with jumps and noise."""
-    joints = JointLimits(tuple("abcdefg"), (-2.5,) * 7, (2.5,) * 7, (2.0,) * 7, (10.0,) * 7, (200.0,) * 7)
-    layer = SafetyFilter(SafetyLimits(joints, tracking=(1.0,) * 7, force_n=30.0), np.zeros(7))
+    layer = SafetyFilter(SafetyLimits(SEVEN_JOINTS, tracking=(1.0,) * 7, force_n=30.0), np.zeros(7))
     rng, here = np.random.default_rng(0), [np.zeros(7)]
 
     def step() -> None:
