@@ -33,6 +33,7 @@ pytestmark = pytest.mark.skipif(
 DESK = {"width": 1280, "height": 800}
 COLOURS = """(() => {
   const image = document.querySelector("#render img"), [width, height] = [image.naturalWidth, image.naturalHeight];
+  if (!image.complete || !width) return null;  // the next picture is just coming: ask again
   const canvas = new OffscreenCanvas(width, height).getContext("2d");
   canvas.drawImage(image, 0, 0);
   const data = canvas.getImageData(0, 0, width, height).data, found = {red: 0, green: 0, all: width * height};
@@ -216,7 +217,7 @@ def test_the_simulators_picture_comes_to_the_page_and_recording_goes_on_before_i
     page.keyboard.press("8")
     sees(page, lambda: page.is_visible("#render"), "a picture", seconds=400)
     assert page.is_visible("#scene"), "both, at a desk"
-    found = page.evaluate(COLOURS)
+    found = sees(page, lambda: page.evaluate(COLOURS), "a whole picture")
     assert found["all"] == 512 * 384
     assert found["red"] > 50, "the cube"
     assert found["green"] > 50, "the goal"
