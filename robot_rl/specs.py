@@ -222,7 +222,9 @@ class EnvSpec:
         _require(_is_whole(steps) and steps > 0, f"{where}, max_episode_steps", "a whole number above 0", _shown(steps))
         _typed(plain.get("has_success", True), bool, f"{where}, has_success", "true or false")
         cameras = _typed(plain.get("cameras", {}), Mapping, f"{where}, cameras", "an object of cameras")
-        plain["cameras"] = {name: _camera(value, f"{where}, camera {name!r}") for name, value in cameras.items()}
+        plain["cameras"] = {
+            name: camera_from_json(value, where=f"{where}, camera {name!r}") for name, value in cameras.items()
+        }
         plain["point_cloud"] = _typed(plain.get("point_cloud", {}), Mapping, f"{where}, point_cloud", "an object")
         return cls(**{**plain, "control_hz": float(hz)})
 
@@ -256,7 +258,16 @@ def _array_spec(data: Any, where: str) -> ArraySpec:
     return ArraySpec(**out)
 
 
-def _camera(data: Any, where: str) -> CameraSpec:
+def camera_from_json(data: Any, *, where: str) -> CameraSpec:
+    """A camera as a dict of JSON types holds it.
+
+    Args:
+        data: fields of a CameraSpec.
+        where: the file and the camera, for errors.
+
+    Raises:
+        DataError: naming the field: unknown, missing, of another type, or no camera's.
+    """
     plain = _fields(data, CameraSpec, where)
     for key in ("width", "height"):
         _require(

@@ -20,9 +20,10 @@ from robot_rl.data.formats.lerobot_stats import Statistics
 from robot_rl.data.formats.lerobot_writer import write_lerobot
 from robot_rl.data.formats.spec_card import SpecCard
 from robot_rl.data.store import EpisodeStore
+from robot_rl.deploy.point_cloud import PointCloudConfig, points_to_json
 from robot_rl.errors import DataError
 from robot_rl.runs.config import convert_config
-from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, CameraSpec, DeltaReference, EnvSpec
 from robot_rl.types import Episode
 
 SPEC = EnvSpec(
@@ -44,6 +45,19 @@ SPEC = EnvSpec(
     robot="arm",
     control_hz=12.0,
     max_episode_steps=90,
+    cameras={
+        "front": CameraSpec(
+            width=64,
+            height=32,
+            fx=20.0,
+            fy=20.5,
+            cx=3.5,
+            cy=4.5,
+            position_m=(0.5, 0.0, 0.7),
+            quaternion_wxyz=(0.0, 1.0, 0.0, 0.0),
+        )
+    },
+    point_cloud=points_to_json(PointCloudConfig(num_points=5, low_m=(0.0, -0.5, 0.0), high_m=(1.0, 0.5, 0.5))),
 )
 LENGTHS = (5, 1, 30, 8, 2, 17)
 

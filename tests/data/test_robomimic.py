@@ -23,9 +23,10 @@ from robot_rl.data.formats.robomimic import RobomimicSource, done_modes
 from robot_rl.data.formats.robomimic_writer import split, write_robomimic
 from robot_rl.data.formats.spec_card import FinalObservation, SpecCard
 from robot_rl.data.store import EpisodeStore
+from robot_rl.deploy.point_cloud import PointCloudConfig, points_to_json
 from robot_rl.errors import DataError
 from robot_rl.runs.config import convert_config
-from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, DeltaReference, EnvSpec
+from robot_rl.specs import ActionKind, ActionSemantics, ArraySpec, CameraSpec, DeltaReference, EnvSpec
 from robot_rl.types import Episode
 
 LENGTHS = {0: 4, 2: 3, 10: 5}
@@ -353,6 +354,19 @@ SPEC = EnvSpec(
     robot="panda",
     control_hz=20.0,
     max_episode_steps=50,
+    cameras={
+        "front": CameraSpec(
+            width=10,
+            height=8,
+            fx=20.0,
+            fy=20.5,
+            cx=3.5,
+            cy=4.5,
+            position_m=(0.5, 0.0, 0.7),
+            quaternion_wxyz=(0.0, 1.0, 0.0, 0.0),
+        )
+    },
+    point_cloud=points_to_json(PointCloudConfig(num_points=5, low_m=(0.0, -0.5, 0.0), high_m=(1.0, 0.5, 0.5))),
 )
 
 
@@ -448,6 +462,23 @@ def test_split_by_seed() -> None:
     assert split(50, valid_fraction=0.1, seed=1) != split(50, valid_fraction=0.1, seed=2)
     assert [len(names) for names in split(50, valid_fraction=0.1, seed=1).values()] == [45, 5]
     assert split(1, valid_fraction=0.5, seed=0) == {"train": ["demo_0"]}
+
+
+def test_a_card_states_a_camera_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    """A hand-written card: where the camera stands goes into the store; half a quaternion, or a word for a number, does not."""
+    fields = {"width": 84, "height": 84, "fx": 90.0, "fy": 90.0, "cx": 41.5, "cy": 41.5, "position_m": [0.6, 0, 0.4]}
+    path = write(tmp_path / "a.hdf5")
+    bring_in(path, tmp_path / "b.zarr", cameras={"front": {**fields, "quaternion_wxyz": [0, 1, 0, 0]}})
+    with EpisodeStore.open(tmp_path / "b.zarr") as store:
+        assert store.spec.cameras["front"].position_m == (0.6, 0.0, 0.4)
+    for wrong, message in (
+        ({"quaternion_wxyz": [0.5, 0, 0, 0]}, "quaternion_wxyz.*unit length"),
+        ({"fx": "wide"}, "fx.*finite number"),
+        ({"zoom": 2}, "zoom"),
+    ):
+        with pytest.raises(DataError, match=rf"spec card, camera 'front'.*{message}"):
+            bring_in(path, tmp_path / "c.zarr", cameras={"front": {**fields, **wrong}})
+    assert not (tmp_path / "c.zarr").exists()
 
 
 def tamper(path: Path, action: str) -> None:

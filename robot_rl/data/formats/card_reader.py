@@ -16,7 +16,7 @@ from robot_rl.data.formats.importing import last_step_only, require_finite, sour
 from robot_rl.data.formats.keyed import KeyedSource, SourceEpisode
 from robot_rl.data.formats.spec_card import ArrayCard, FinalObservation, SpecCard
 from robot_rl.errors import DataError, closest
-from robot_rl.specs import ArraySpec, EnvSpec
+from robot_rl.specs import ArraySpec, EnvSpec, camera_from_json
 from robot_rl.types import Episode, Source
 
 _IMAGE = "image/"
@@ -197,6 +197,10 @@ def spec_of(source: KeyedSource, card: SpecCard) -> EnvSpec:
         control_hz=card.control_hz,
         max_episode_steps=card.max_episode_steps,
         has_success=card.success != "none",
+        cameras={
+            name: camera_from_json(camera, where=f"spec card, camera {name!r}") for name, camera in card.cameras.items()
+        },
+        point_cloud=card.point_cloud,
     )
 
 

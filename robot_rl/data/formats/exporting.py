@@ -8,6 +8,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,8 @@ def card_for(
         timestamp_key=time,
         source_key=source,
         timestamp_from_start=True,
+        cameras={name: asdict(camera) for name, camera in spec.cameras.items()},
+        point_cloud=dict(spec.point_cloud),
     )
 
 

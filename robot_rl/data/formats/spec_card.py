@@ -59,6 +59,8 @@ class SpecCard:
         empty_chunks: diffusion_policy: keys whose missing chunks do hold zeros.
         source_key: key of the source with who acted at every step (types.Source), or None for `source` at all steps.
         timestamp_from_start: the clock starts with the episode already, and its first value is kept.
+        cameras: camera -> fields of a CameraSpec (specs.py), for those that are known.
+        point_cloud: how "points" were cropped and sampled, as EnvSpec.point_cloud; empty: not known.
     """
 
     env_id: str
@@ -77,6 +79,8 @@ class SpecCard:
     empty_chunks: tuple[str, ...] = field(default=())
     source_key: str | None = None
     timestamp_from_start: bool = False
+    cameras: dict[str, Any] = field(default_factory=dict)
+    point_cloud: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON types, as a card file has them."""
