@@ -12,7 +12,7 @@ RGB = "RGB"
 
 
 def stored_image(
-    image: Shaped[Array, "*batch A B C"], spec: ArraySpec, *, channels: str = RGB
+    image: Shaped[Array, "*batch A B C"], spec: ArraySpec, *, channels: str = RGB, where: str = ""
 ) -> UInt8[Array, "*batch H W 3"]:
     """Bring an image, or a batch of them, into the stored layout, without loss; what is uncertain is refused.
 
@@ -20,11 +20,12 @@ def stored_image(
         image: (H, W, 3) or (3, H, W), uint8, or floating point in 0..1.
         spec: of the camera's key: the size that is wanted.
         channels: what the three channels are, as the source declares it. Numbers don't show it.
+        where: what held it, for errors.
 
     Raises:
         DataError: other channels than RGB, another size, a layout that could be either, or floats outside 0..1.
     """
-    where, array = f"image for {spec.name!r}", np.asarray(image)
+    where, array = where or f"image for {spec.name!r}", np.asarray(image)
     rows, columns, depth = spec.shape
     if channels != RGB:
         raise DataError(

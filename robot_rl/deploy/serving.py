@@ -18,6 +18,7 @@ import numpy as np
 
 from robot_rl.arrays import Array
 from robot_rl.deploy.chunking import ObservationHistory
+from robot_rl.deploy.images import stored_image
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import DataError, PolicyError, closest
 from robot_rl.specs import ArraySpec, EnvSpec
@@ -165,9 +166,8 @@ class ClientSession:
         if len(parts) > 1:
             parts = [np.concatenate([np.atleast_1d(_array(part, where)) for part in parts])]
         value = _array(parts[0], where)
-        turned = (spec.shape[2], *spec.shape[:2]) if key.startswith("image/") and len(spec.shape) == 3 else None
-        if value.shape == turned != spec.shape:  # (3, H, W), as openpi's ALOHA client sends it
-            value = np.moveaxis(value, 0, -1)
+        if key.startswith("image/"):  # (3, H, W) too, as openpi's ALOHA client sends it
+            value = stored_image(value, spec, where=where)
         return _fitting(value, spec, spec.shape, where=where)
 
 

@@ -232,15 +232,21 @@ def test_names_of_openpi_and_pictures_with_channels_first(serve: Serve) -> None:
     server = serve(policy, names=names)
     picture = np.arange(60, dtype=np.uint8).reshape(4, 5, 3) + 7
     part = {"observation/joint": np.float64([1]), "observation/gripper": np.float32(2), "prompt": "pick up the cube"}
-    for image in (picture, np.moveaxis(picture, -1, 0)):
+    for image in (picture, np.moveaxis(picture, -1, 0), picture / np.float32(255)):
         client = RawClient(server.port)
         seed = server.metrics.connections - 1
         got = client.ask({**part, "images": {"cam_high": np.ascontiguousarray(image)}})["actions"]
         np.testing.assert_array_equal(got, np.float32(np.float32(1e6 * 7 + np.float32([11, 22])) + noise(seed, 0)))
-    for image in (picture.astype(np.float32), picture[:3]):
+    for image, error in (
+        (picture.astype(np.float32), "expected uint8, or floating point in 0..1, got float32 in 7..66"),
+        (picture / np.float32(255) * np.nan, "got float32 in nan..nan"),
+        (picture[:3], "expected (4, 5, 3) or (3, 4, 5), got (3, 5, 3)"),
+    ):
         client = RawClient(server.port)
         client.connection.send(packed({**part, "images": {"cam_high": image}}))
-        assert "key 'images/cam_high': expected uint8 (4, 5, 3)" in client.receive()
+        received = client.receive()
+        assert "key 'images/cam_high': " in received
+        assert error in received
     client = RawClient(server.port)
     client.connection.send(packed(part))
     assert "(it is the policy's 'image/front')" in client.receive()
