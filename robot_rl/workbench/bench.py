@@ -44,6 +44,7 @@ from robot_rl.workbench.cores import allowed_cpus, usable_cores
 # Verdicts that a busy machine does not change.
 DETERMINISTIC = ("safety",)
 BENCHMARKS = ("ceilings", "sample", "data", "train", "infer", "env", "loop", "safety")
+_INFER = ("nets", "compile", "policy", "one_step", "episodes")  # options of `infer` alone
 # What needs ROS 2, another environment, or minutes.
 ALONE = ("ros2", "collect", "vision", "lerobot", "scale")
 
@@ -71,14 +72,19 @@ def main(words: Sequence[str]) -> int:
         one_step=options.one_step,
         episodes=options.episodes,
     )
+    if given := [word for word in _INFER if getattr(options, word) and "infer" not in chosen]:
+        raise BenchError(
+            f"bench {options.what} --{given[0].replace('_', '-')}", expected="bench infer", got=options.what,
+            hint="No other benchmark has this option.",
+        )  # fmt: skip
+    planned = [(name, *part) for name in chosen for part in parts(name, sizes).items()]  # wrong options before minutes
     results: dict[str, Any] = {}
-    for name in chosen:
-        for title, part in parts(name, sizes).items():
-            print(f"bench {title} ...", file=sys.stderr)
-            results[title] = measure(name, part, force=options.force, own_load=bool(results))
-            print(as_table(title, results[title]), flush=True)
-            if options.json is not None:  # after each, so that a refusal or Ctrl-C later keeps what was measured
-                write_json(options.json, results, words)
+    for name, title, part in planned:
+        print(f"bench {title} ...", file=sys.stderr)
+        results[title] = measure(name, part, force=options.force, own_load=bool(results))
+        print(as_table(title, results[title]), flush=True)
+        if options.json is not None:  # after each, so that a refusal or Ctrl-C later keeps what was measured
+            write_json(options.json, results, words)
     refused = [name for name, result in results.items() if result["refused"]]
     if refused:
         print(f"robot-rl: ratios refused: {', '.join(refused)}; {_REMEDY}", file=sys.stderr)
@@ -224,9 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         "--policy", metavar="RUN", help="a trained diffusion policy in place of random weights, with --env, --dataset"
     )
     infer.add_argument("--one-step", metavar="RUN", help="a one-step head to show with --policy")
-    infer.add_argument(
-        "--episodes", type=_positive, default=100, help="that every setting of --policy plays (default 100)"
-    )
+    infer.add_argument("--episodes", type=_positive, help="that every setting of --policy plays (default 100)")
     return parser
 
 

@@ -93,11 +93,12 @@ def parts(options: Options) -> dict[str, Options]:
             "bench infer --nets", expected=f"some of {', '.join(SHORT)}, without --policy",
             got=f"{', '.join(options.nets)}{' with --policy' if options.policy else ''}", hint="Separate by commas.",
         )  # fmt: skip
-    if options.one_step and not options.policy:
-        raise BenchError(
-            "bench infer --one-step", expected="--policy RUN, whose head it is", got="no --policy",
-            hint="Without a run all weights are random, and so is the head.",
-        )  # fmt: skip
+    for word, given in (("one-step", options.one_step), ("episodes", options.episodes)):
+        if given and not options.policy:
+            raise BenchError(
+                f"bench infer --{word}", expected="--policy RUN, whose head or episodes they are", got="no --policy",
+                hint="Without a run all weights are random.",
+            )  # fmt: skip
     compiler = os.environ.get("CXX", "g++")
     if options.compiled and shutil.which(compiler) is None:
         raise BenchError(

@@ -50,7 +50,7 @@ def played(
     settings |= {
         (one.name, "onnx int8"): Setting(f"{one.name} int8", "", int8[one.name], one.forwards) for one in found if one.name in int8
     }  # fmt: skip
-    seeds = range(FIRST_SEED, FIRST_SEED + options.episodes)
+    seeds = range(FIRST_SEED, FIRST_SEED + (options.episodes or 100))
     reference = settings[found[1].name, "torch"]
     first, rows = play(reference, subject.env, seeds, num_envs=NUM_ENVS), list[dict[str, Any]]()
     with Progress(f"infer {subject.name}: episodes", total=len(settings)) as progress:

@@ -135,7 +135,7 @@ class Options:
         compiled: `infer` measures torch.compile too, which takes minutes.
         policy: run of a diffusion policy for `infer`, in place of random weights; needs `dataset`.
         one_step: run of a one-step head for `infer` with `policy`.
-        episodes: a setting plays in `env`, for `infer` with `policy`.
+        episodes: a setting plays in `env`, for `infer` with `policy`; None: 100.
     """
 
     rounds: int = 15
@@ -149,7 +149,7 @@ class Options:
     compiled: bool = False
     policy: str | None = None
     one_step: str | None = None
-    episodes: int = 100
+    episodes: int | None = None
 
 
 def interleave(

@@ -232,6 +232,18 @@ def test_wrong_words(fake: dict[str, float], capsys: Any, tmp_path: Path) -> Non
     assert cli.main(["bench", "ceilings", "--rounds", "0"]) == 2
     assert cli.main(["bench", "ceilings", "--json", str(tmp_path / "none" / "out.json")]) == 1
     assert "expected a file that can be written" in capsys.readouterr().err
+    # An option that nothing would obey, before anything is measured: also where `infer` comes late among all.
+    for words, error in (
+        (["ceilings", "--policy", "run"], "bench ceilings --policy: expected bench infer"),
+        (["loop", "--one-step", "run"], "bench loop --one-step: expected bench infer"),
+        (["infer", "--episodes", "5"], "bench infer --episodes: expected --policy RUN"),
+        (["all", "--one-step", "run"], "bench infer --one-step: expected --policy RUN"),
+        (["all", "--nets", "resnet"], "bench infer --nets: expected some of mlp"),
+    ):
+        assert cli.main(["bench", *words]) == 1
+        printed = capsys.readouterr()
+        assert error in printed.err
+        assert printed.out == ""
 
 
 def test_window_indices_by_hand() -> None:
