@@ -21,6 +21,7 @@ from robot_rl.algorithms.guidance import (
     teacher_gain,
 )
 from robot_rl.algorithms.guidance_labels import GuidanceLabels, TeacherTraces, segment_returns
+from robot_rl.algorithms.ppo import AdvantageRule, scale_advantage
 from robot_rl.contracts import VectorEnv
 from robot_rl.specs import EnvSpec
 
@@ -145,7 +146,9 @@ class _Term:
         self._reference = None if labels.reference is None else normalized(labels.reference)[played]
         with torch.no_grad():
             self._old_mean, self._old_log_std = self._mean(batch.feature[played]), policy.log_std.clone()
-        gain, returns = advantages(student.network, batch, student.config)
+        gain, _ = advantages(student.network, batch, student.config)
+        # Whole returns: those of GAE's trace rest on V after a few steps, and would rank trajectories by it.
+        _, returns = advantages(student.network, batch, replace(student.config, trace=1.0))
         segments = segment_returns(returns, batch.terminated | batch.truncated)[played]
         self._segments, self._floor = segments, float(segments.quantile(guidance.quantile))
         self._traces: tuple[torch.Tensor, ...] | None = None
@@ -156,7 +159,9 @@ class _Term:
         self._helps: float | None = None
         if guidance.option is Guidance.gated:
             every = torch.arange(len(self._action), device=device)
-            rows = teacher_gain(self._inputs(every, gain[played]))[self._asked[0]]
+            scaled = scale_advantage(gain[played], rule=AdvantageRule.centre)
+            with torch.no_grad():
+                rows = teacher_gain(self._inputs(every, scaled))[self._asked[0]]
             self._helps = float(helps(rows, z=guidance.gate_z))
             self.is_on = self.is_on and self._helps > 0
 

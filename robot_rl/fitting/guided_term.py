@@ -91,7 +91,9 @@ class TeacherTerm:
             return every
         batch, config, critic = self._batch, self._update, self._learner.critic
         now, behind = values_of(critic, batch.feature), values_of(critic, batch.next_feature)
-        advantage, returns = advantages(batch, now, behind, gamma=config.gamma, trace=config.trace)
+        advantage, _ = advantages(batch, now, behind, gamma=config.gamma, trace=config.trace)
+        # Whole returns: those of GAE's trace rest on V after a few steps, and would rank trajectories by it.
+        _, returns = advantages(batch, now, behind, gamma=config.gamma, trace=1.0)
         envs = self._rollout.executed.shape[1]
         ended = (batch.terminated | batch.truncated).view(envs, -1).T
         segments = by_env(segment_returns(returns.view(envs, -1).T, ended))
