@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from robot_rl.algorithms.warm_start import UNMEASURED_JUMP
+from robot_rl.arrays import Array, Float64
 from robot_rl.errors import ConfigError
 from robot_rl.runs.directory import write_json
 from robot_rl.runs.progress import Progress
@@ -88,8 +90,7 @@ def study(run: str, env: Mapping[str, Any], seeds: Sequence[int], asked: argpars
     """
     reference = reference_of(run)
     first = play(reference, env, seeds, num_envs=asked.num_envs)
-    # What the policy's own roll-outs do is no jump; one decision in a hundred is given back to full denoising.
-    max_jump = asked.max_jump or float(np.quantile(first.jumps, 0.99))
+    max_jump = measured_jump(first.jumps) if asked.max_jump is None else asked.max_jump
     others = settings_beside(
         reference, levels=_numbers(asked.levels), forwards=_numbers(asked.forwards), one_step=asked.one_step,
         ddpm=asked.ddpm, max_jump=max_jump,
@@ -103,6 +104,16 @@ def study(run: str, env: Mapping[str, Any], seeds: Sequence[int], asked: argpars
             progress.advance(1, f"{setting.name}: {rows[-1]['success once']}")
     chosen = choose(rows)
     return {"rows": rows, "chosen": chosen, "max_jump": max_jump, "verdict": _verdict(rows, chosen)}
+
+
+def measured_jump(jumps: Float64[Array, " J"]) -> float:
+    """What no longer is a jump: the 99th percentile of the policy's own, so one decision in a hundred goes back to full denoising.
+
+    Args:
+        jumps: largest change of an observed element between two decisions, normalised; all zero or none where nothing is
+            watched (a policy of images or points alone), which gives the default of `rti.max_jump`.
+    """
+    return float(np.quantile(jumps, 0.99)) if np.any(jumps > 0) else UNMEASURED_JUMP
 
 
 def choose(rows: Sequence[Mapping[str, Any]]) -> str | None:

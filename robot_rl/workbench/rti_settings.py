@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robot_rl.algorithms.diffusion import FinalAlpha, SamplingMode
+from robot_rl.algorithms.diffusion import FinalAlpha, SamplingMode, linspace_levels
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.contracts import check_is_diffusion
 from robot_rl.errors import ConfigError, PolicyError
@@ -71,10 +71,7 @@ def settings_beside(
     if ddpm:
         out.append(Setting(f"DDPM, {own.num_levels} steps", "ddim", as_ddpm(policy), own.num_levels))
     counts = [count for count in sorted({*forwards, 5}, reverse=True) if count < own.num_steps]
-    out += [
-        Setting(f"DDIM, {count} steps", "ddim", policy.with_steps(count, mode=SamplingMode.eta0), count)
-        for count in counts
-    ]
+    out += [Setting(f"DDIM, {count} steps", "ddim", as_short_ddim(policy, count), count) for count in counts]
     starts = [level for level in levels if level < own.levels[0]]
     if not starts:
         raise ConfigError(
@@ -103,6 +100,19 @@ def settings_beside(
             Setting(f"one-step head {Path(path).name}" if len(one_step) > 1 else "one-step head", "one", head, steps)
         )
     return out
+
+
+def as_short_ddim(policy: Any, steps: int) -> Any:
+    """A policy's weights under DDIM with few steps, evenly spread from the noisiest level that was trained to its own last.
+
+    `with_steps` takes every so-manieth level from 1 up, as diffusers does by default: of 100 levels 51 and 1, or level 1
+    alone. A chain that starts there with unit noise is no sample of that level, which would make a baseline that fails.
+    """
+    other = policy.with_mode(SamplingMode.eta0)
+    own, last = other.sampler, policy.sampler.levels[-1]
+    levels = tuple(last + level for level in linspace_levels(own.num_levels - last, steps))
+    other.sampler = replace(own, levels=levels, mode=SamplingMode.eta0)
+    return other
 
 
 def as_ddpm(policy: Any) -> Any:

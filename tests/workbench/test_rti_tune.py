@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from robot_rl.algorithms.diffusion import step_coefficients
+from robot_rl.algorithms.diffusion import (
+    Prediction,
+    Sampler,
+    SamplingMode,
+    alpha_bar_at,
+    reverse_step,
+    step_coefficients,
+)
 from robot_rl.algorithms.warm_start import UNMEASURED_JUMP, WarmStart
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.envs.point_reach import PointReach, PointReachConfig
@@ -20,7 +28,7 @@ from robot_rl.policies.onestep import OneStepPolicy
 from robot_rl.runs.checkpoint import save_checkpoint
 from robot_rl.runs.rti_verdict import as_measured, warning_of
 from robot_rl.workbench import rti
-from robot_rl.workbench.rti_settings import reference_of, settings_beside
+from robot_rl.workbench.rti_settings import as_short_ddim, reference_of, settings_beside
 from robot_rl.workbench.rti_trial import distance, play
 
 
@@ -132,6 +140,36 @@ def test_ddpm_is_every_level_down_to_the_clean_sample(checkpoints: tuple[Path, P
     assert (last.next_signal, last.direction, last.std) == pytest.approx((1.0, 0.0, 0.0), abs=1e-5)
     env = {"_target_": "robot_rl.envs.point_reach.make_env", "max_episode_steps": 8}
     assert play(ddpm, env, range(2), num_envs=2).number == 2
+
+
+def test_short_ddim_begins_at_the_noisiest_level_and_keeps_the_mean_of_gaussian_data(
+    checkpoints: tuple[Path, Path],
+) -> None:
+    """With the exact denoiser of N(0.5, 0.3^2): from the noisiest level one step ends at the mean, from level 1 at noise."""
+    policy = reference_of(str(checkpoints[0])).policy
+    wanted = {1: (99,), 2: (99, 1), 3: (99, 50, 1), 5: (99, 75, 50, 25, 1)}
+    assert {steps: as_short_ddim(policy, steps).sampler.levels for steps in wanted} == wanted
+    assert policy.with_steps(1).sampler.levels == (1,)
+
+    def ends(sampler: Sampler) -> torch.Tensor:
+        exact = replace(sampler, prediction=Prediction.sample, clip_sample=None)
+        x = torch.randn(20_000, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        for step, level in enumerate(exact.levels):
+            alpha = alpha_bar_at(level, exact.num_levels)
+            gain = alpha**0.5 * 0.09 / (alpha * 0.09 + 1 - alpha)
+            x = reverse_step(exact, x, 0.5 + gain * (x - alpha**0.5 * 0.5), step)[0]
+        return x
+
+    short, leading = as_short_ddim(policy, 1).sampler, replace(policy.with_steps(1).sampler, mode=SamplingMode.eta0)
+    assert ends(short).mean().item() == pytest.approx(0.5, abs=0.01)
+    assert ends(leading).mean().item() == pytest.approx(0.0, abs=0.05)
+    for steps in (2, 3, 5):
+        assert ends(as_short_ddim(policy, steps).sampler).mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_where_nothing_is_watched_the_jump_is_the_default() -> None:
+    assert rti.measured_jump(np.zeros(2)) == rti.measured_jump(np.zeros(0)) == UNMEASURED_JUMP
+    assert rti.measured_jump(np.arange(101.0)) == 99.0
 
 
 def test_wrong_words_are_refused(checkpoints: tuple[Path, Path]) -> None:
