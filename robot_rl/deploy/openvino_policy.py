@@ -7,6 +7,7 @@ at several batch sizes, each time it is loaded (onnx_checks.check_parity).
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ PRECISION_HINT = {Precision.fp32: "f32", Precision.bf16: "bf16"}
 class OpenVinoSession:
     """A graph compiled by OpenVINO for the CPU: at a batch of 1 with fixed shapes, at others with a free batch.
 
-    Fixed shapes let it fold and plan more. The second form is compiled when it is first needed.
+    Fixed shapes let it fold and plan more. The second form is compiled when it is first needed. Several threads may call `run`;
+    they take turns.
 
     Args:
         path: an .onnx file.
@@ -54,14 +56,18 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": PRECISION_HINT[precision], "ENABLE_CPU_PINNING": False,
         }  # fmt: skip
         self._requests: dict[bool, Any] = {}
+        self._lock = (
+            threading.Lock()
+        )  # all clients of a server share this session, and a request keeps its answer in itself
         self._request(alone=True)
 
     def run(self, names: Sequence[str], feed: dict[str, Array]) -> list[Array]:
         """Outputs `names` for the inputs `feed`, numpy, batch first."""
         batch = len(next(iter(feed.values())))
-        # Compiled on the first use of another batch: a robot never asks for one.
-        results = self._request(alone=batch == 1).infer(feed, share_inputs=True)
-        return [np.array(results[name]) for name in names]
+        with self._lock:
+            # Compiled on the first use of another batch: a robot never asks for one.
+            results = self._request(alone=batch == 1).infer(feed, share_inputs=True)
+            return [np.array(results[name]) for name in names]
 
     def _request(self, *, alone: bool) -> Any:
         if alone not in self._requests:

@@ -7,6 +7,7 @@ Not run on a GPU yet: written against NVIDIA's documentation of TensorRT 10 and 
 from __future__ import annotations
 
 import importlib
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def build_plan(
 
 
 class EngineSession:
-    """An engine with its context, stream and device buffers for the largest batch. Not for several threads at once.
+    """An engine with its context, stream and device buffers for the largest batch. Threads that call `run` take turns.
 
     Args:
         libraries: see `load_libraries`.
@@ -175,6 +176,7 @@ class EngineSession:
             raise DeployError(
                 "TensorRT", expected="an execution context", got="none", hint="Free GPU memory and start again."
             )
+        self._lock = threading.Lock()  # all clients of a server share the context, the stream and the buffers
         self._stream = libraries.cuda_call("cudaStreamCreate")
         self._addresses: dict[str, int] = {}
         # The list is shared with the finalizer, which must not hold `self`.
@@ -216,22 +218,27 @@ class EngineSession:
                 "TensorRT", expected=f"a batch of 1 to {self._max_batch}", got=str(batch),
                 hint="Build the engine for a larger max_batch, or use fewer envs side by side.",
             )  # fmt: skip
-        kinds, stream = self._libraries.cuda.cudaMemcpyKind, self._stream
         # Kept until the stream is done: the copies read their memory.
         held = {tensor.name: _checked(feed[tensor.name], tensor, batch) for tensor in self._facts.inputs}
+        out = {t.name: np.empty((batch, *t.shape), dtype=t.dtype) for t in self._facts.outputs}
+        with self._lock:
+            self._run(held, out)
+        return [out[name] for name in names]
+
+    def _run(self, held: dict[str, Array], out: dict[str, Array]) -> None:
+        """Fill `out` with the answer to `held`; one thread at a time."""
+        kinds, stream = self._libraries.cuda.cudaMemcpyKind, self._stream
         for name, array in held.items():
             if not self._context.set_input_shape(name, array.shape):
                 raise _failed(f"set_input_shape({name!r}, {array.shape})")
             self._copy(self._addresses[name], array.ctypes.data, array.nbytes, kinds.cudaMemcpyHostToDevice)
         if not self._context.execute_async_v3(int(stream)):
             raise _failed("execute_async_v3")
-        out = {t.name: np.empty((batch, *t.shape), dtype=t.dtype) for t in self._facts.outputs}
         for name, array in out.items():
             if tuple(self._context.get_tensor_shape(name)) != array.shape:
                 raise _failed(f"the shape of {name!r}, {tuple(self._context.get_tensor_shape(name))}")
             self._copy(array.ctypes.data, self._addresses[name], array.nbytes, kinds.cudaMemcpyDeviceToHost)
         self._libraries.cuda_call("cudaStreamSynchronize", stream)
-        return [out[name] for name in names]
 
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
         self._libraries.cuda_call("cudaMemcpyAsync", target, source, size, kind, self._stream)

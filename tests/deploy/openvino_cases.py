@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from side_by_side import wrong_answers
 from small_rti import full_by_hand, noise_of, rest_of, seen_of, warm_by_hand, write_files
 
 from robot_rl.deploy.engine_cache import Precision
@@ -43,6 +44,12 @@ def test_an_answer_is_not_changed_by_the_next(toy: Any, path: Path) -> None:
     observation, noise = toy.observe(1)
     policy.act(observation, noise + 1)
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.usefixtures("_openvino")
+def test_threads_get_their_own_answers(toy: Any, path: Path) -> None:
+    """The second form (batch 2) is compiled while both ask: nothing is in the comparison but a batch of 1."""
+    assert wrong_answers(OpenVinoPolicy(path), toy) == []
 
 
 @pytest.mark.usefixtures("_openvino")

@@ -9,12 +9,14 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from side_by_side import wrong_answers
 
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.onnx_policy import measure_latency
@@ -110,6 +112,20 @@ def test_one_allocation_a_tensor_and_all_given_back(toy: Any, path: Path, trt: A
     del policy
     gc.collect()
     assert (trt.cuda.memory, trt.cuda.streams) == ({}, set())
+
+
+def test_threads_get_their_own_answers(
+    toy: Any, path: Path, trt: Any, options: EngineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in's stream waits a moment between the engine and the copy of the answer, as a GPU does."""
+    policy, plain = TensorRtPolicy(path, options=options), trt.cuda.cudaMemcpyAsync
+
+    def slow(*words: Any) -> Any:
+        time.sleep(1e-4)
+        return plain(*words)
+
+    monkeypatch.setattr(trt.cuda, "cudaMemcpyAsync", slow)
+    assert wrong_answers(policy, toy, calls=50) == []
 
 
 def truncate(entry: Path) -> None:
