@@ -47,7 +47,8 @@ class GuidanceConfig:
         option: see Guidance.
         weight: at the start; 0 is plain PPO, and the teacher is never asked.
         anneal_steps: env steps at which a half cosine has taken the weight to exactly 0; 0: constant.
-        final_learning_rate: of the student when the weight is 0, moved there with the weight; null: it stays.
+        final_learning_rate: of the student when the weight is 0, lowered to it with the weight; null: it stays, as one
+            that is lower already does.
         final_kl_stop: of PPO, likewise.
         gate_z: gated: the teacher's direction must gain by so many standard errors over the roll-out.
         teacher_std: rlad, g_opd: s_T, standard deviation that a teacher without a density is given, normalised.
@@ -92,17 +93,25 @@ class GuidanceConfig:
         annealed = self.option is not Guidance.annealed or self.anneal_steps > 0
         factor = self.extrapolation
         precision = (1 - factor) * self.teacher_std**2 + factor * self.reference_std**2  # its sign
+        extrapolates = self.option is not Guidance.g_opd or precision > 0
+        finals = (self.final_learning_rate, self.final_kl_stop)
+        is_final = [value is None or 0 < value < math.inf for value in finals]
         checks = {
             "weight": (0 <= self.weight < math.inf, "a finite number of 0 or more"),
             "anneal_steps": (self.anneal_steps >= 0 and annealed, "0 or more; more than 0 with option=annealed"),
+            "final_learning_rate": (is_final[0], "above 0, or null"),
+            "final_kl_stop": (is_final[1], "above 0, or null"),
             "teacher_std": (self.teacher_std > 0, "above 0"),
             "reference_std": (self.reference_std > 0, "above 0"),
             "mixture": (0 <= self.mixture <= 1, "0..1"),
+            "clip": (self.clip > 0, "above 0"),
             "temperature": (self.temperature > 0, "above 0"),
-            "extrapolation": (precision > 0, "(1 - lambda) / reference_std^2 + lambda / teacher_std^2 above 0"),
+            "extrapolation": (extrapolates, "(1 - lambda) / reference_std^2 + lambda / teacher_std^2 above 0"),
             "quantile": (0 <= self.quantile < 1, "0 up to below 1"),
             "fail_window": (self.fail_window >= 1, "1 or more"),
             "negative": (0 <= self.negative < 1, "0 up to below 1"),
+            "negative_reach": (self.negative_reach > 0, "above 0"),
+            "trace_batch": (self.trace_batch >= 1, "1 or more"),
         }
         for name, (good, expected) in checks.items():
             if not good:
@@ -122,10 +131,13 @@ def weight_at(config: GuidanceConfig, env_steps: int) -> float:
 def lowered(start: float, end: float | None, *, share: float) -> float:
     """A learning rate or KL limit that goes from `start` to `end` (null: stays) as the weight's share goes from 1 to 0.
 
+    One that is under `end` already stays: a student that is set to be careful must not be sped up on the way.
     On PickCube the weight's way to 0 destroyed the policy at 1e-3 and KL 0.1, and did not at 1e-4 and 0.03 (measured.md,
     part 2).
     """
-    return start if end is None else end + (start - end) * share
+    if end is None or end >= start:
+        return start
+    return end + (start - end) * share
 
 
 @dataclass(frozen=True)
@@ -297,13 +309,16 @@ def g_opd(x: GuidanceInputs, config: GuidanceConfig) -> Term:
 def ampo(x: GuidanceInputs, config: GuidanceConfig) -> Term:
     """mean f |a_T' - m|^2 / d, f = 1 where the env fails, T' the teacher whose action is likeliest under the student (AMPO).
 
-    Several teachers, each heard only on demand. Likeliness is that of one action; AMPO compares whole answers.
+    Several teachers, each heard only on demand. Likeliness is that of one action; AMPO compares whole answers. The mean is
+    over all rows, so the term goes away with the failures; where only some of the failing rows were asked, it is theirs
+    times the share of failing rows, which is its expectation.
     """
     with torch.no_grad():
         likely = log_density(x.teacher, x.mean.expand_as(x.teacher), x.log_std)
         chosen = torch.where(x.asked, likely, -math.inf).argmax(0)
     picked = x.teacher[chosen, torch.arange(len(chosen), device=chosen.device)]
-    return _over_asked((picked - x.mean).square().mean(-1), x.asked.any(0), x.failing)
+    share = x.failing.float().mean()
+    return _over_asked((picked - x.mean).square().mean(-1), x.asked.any(0) & x.failing)[0] * share, share
 
 
 def kepo(x: GuidanceInputs, config: GuidanceConfig) -> Term:
@@ -343,5 +358,5 @@ OPTIONS: Mapping[Guidance, Callable[[GuidanceInputs, GuidanceConfig], Term]] = {
 
 
 def guidance_loss(x: GuidanceInputs, config: GuidanceConfig) -> Term:
-    """Teacher term of `config.option`, unweighted, and the share of asked rows (redi: of traces) that counted."""
+    """Teacher term of `config.option`, unweighted, and the share of asked rows (ampo: all, redi: traces) that counted."""
     return OPTIONS[config.option](x, config)

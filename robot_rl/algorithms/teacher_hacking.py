@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FALL = 0.95
+LEAST_FALL = 0.05
 Z = 3.0
 
 
 def is_hacking(losses: Sequence[float], returns: Sequence[float], *, window: int) -> bool:
     """Whether the distillation loss fell and the return fell as well, of the last `window` updates against those before.
 
-    The loss fell when its mean is under 95 % of the mean before; the return when it lies more than three standard errors
-    under it. False with fewer than 2 * window updates.
+    The loss fell when its mean lies under the mean before by more than 5 % of that one's size (the losses of distil, redi
+    and rlad may be negative); the return when it lies more than three standard errors under it. False with fewer than
+    2 * window updates.
 
     Args:
         losses: distillation loss of each update, oldest first.
@@ -27,4 +28,5 @@ def is_hacking(losses: Sequence[float], returns: Sequence[float], *, window: int
         np.split(np.asarray(each[-2 * window :], dtype=np.float64), 2) for each in (losses, returns)
     )
     error = np.sqrt((old.var(ddof=1) + new.var(ddof=1)) / window)
-    return bool(now.mean() < FALL * before.mean() and new.mean() < old.mean() - Z * error)
+    least = LEAST_FALL * abs(before.mean())
+    return bool(now.mean() < before.mean() - least and new.mean() < old.mean() - Z * error)

@@ -184,6 +184,15 @@ def test_ampo_hears_the_likeliest_teacher_on_demand() -> None:
     assert loss_of(one(teacher=teachers, asked=torch.tensor([[True], [False]])), "ampo") == (4.0, 1.0)
     x = one(teacher=teachers, asked=both, failing=torch.tensor([False]))
     assert loss_of(x, "ampo") == (0.0, 0.0)
+    # The term goes away with the failures: 0.25 in one of four rows that were all asked about, or in turn.
+    four, hears = one(teacher=teachers, asked=both), torch.tensor([True, False, False, False])
+    rows_of = {"mean": four.mean.detach().expand(4, 1), "old_mean": four.old_mean.expand(4, 1)}
+    rows_of |= {"action": four.action.expand(4, 1), "teacher": teachers.expand(2, 4, 1), "failing": hears}
+    rows_of |= {"advantage": torch.ones(4), "segment_return": torch.zeros(4)}
+    for asked in (hears, torch.ones(4, dtype=torch.bool)):
+        assert loss_of(replace(four, asked=asked.expand(2, 4), **rows_of), "ampo") == (0.0625, 0.25)
+    twice = replace(four, asked=hears.expand(2, 4), **(rows_of | {"failing": torch.tensor([True, True, False, False])}))
+    assert loss_of(twice, "ampo") == (0.125, 0.5)  # the second failing row was not its turn
     near = one(teacher=teachers, asked=both)
     loss_of(near, "ampo")
     assert near.mean.grad is not None
@@ -228,19 +237,29 @@ def test_weight_reaches_exactly_zero() -> None:
     assert weight_at(GuidanceConfig(), 10**9) == 1.0
     assert lowered(1e-3, 1e-4, share=0.5) == pytest.approx(5.5e-4)
     assert lowered(1e-3, None, share=0.0) == 1e-3
+    assert [lowered(1e-5, 1e-4, share=share) for share in (1.0, 0.5, 0.0)] == [1e-5] * 3  # lower already
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"weight": -1.0}, {"option": Guidance.annealed}, {"teacher_std": 0.0}, {"mixture": 1.5}, {"temperature": 0.0},
-        {"extrapolation": 3.0, "reference_std": 0.1}, {"quantile": 1.0}, {"fail_window": 0}, {"negative": 1.0},
+        {"extrapolation": 3.0, "reference_std": 0.1, "option": Guidance.g_opd}, {"quantile": 1.0}, {"fail_window": 0},
+        {"negative": 1.0}, {"trace_batch": 0}, {"clip": 0.0}, {"final_learning_rate": 0.0}, {"final_kl_stop": -0.1},
+        {"negative_reach": 0.0},
     ],
     ids=str,
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"guidance.{'anneal_steps' if 'option' in change else next(iter(change))}"):
+    name = "anneal_steps" if change.get("option") is Guidance.annealed else next(iter(change))
+    with pytest.raises(ConfigError, match=f"guidance.{name}:"):
         replace(GuidanceConfig(), **change).validate()
+
+
+@pytest.mark.parametrize("option", [option for option in Guidance if option is not Guidance.g_opd])
+def test_the_extrapolation_is_of_g_opd_alone(option: Guidance) -> None:
+    """s_T = 0.5 beside the default lambda and s_R: no precision for g_opd, and nothing to the others."""
+    GuidanceConfig(option=option, anneal_steps=1, teacher_std=0.5).validate()
 
 
 def test_segments_have_the_return_of_their_first_step() -> None:
@@ -258,6 +277,16 @@ def test_hacking_is_a_falling_loss_with_a_falling_return() -> None:
     assert not is_hacking(losses[::-1], falling, window=3)
     assert not is_hacking(losses[1:], falling[1:], window=3)
     assert not is_hacking(losses, [5.0, 3.0, 4.0, 4.9, 3.0, 3.9], window=3)  # within its noise
+
+
+def test_hacking_with_losses_below_zero() -> None:
+    """Of distil, redi and rlad: -1 to -2 falls, -1.0 to -1.01 is within 5 % of its size, and -2 to -1 rises."""
+    falling = [5.0, 5.1, 4.9, 3.0, 3.1, 2.9]
+    assert is_hacking([-1.0] * 3 + [-2.0] * 3, falling, window=3)
+    assert not is_hacking([-1.0] * 3 + [-1.01] * 3, falling, window=3)
+    assert not is_hacking([-1.0] * 6, falling, window=3)
+    assert not is_hacking([-2.0] * 3 + [-1.0] * 3, falling, window=3)
+    assert is_hacking([0.5] * 3 + [-0.5] * 3, falling, window=3)
 
 
 def test_agreement_by_hand() -> None:
