@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from robot_rl.arrays import Array, Float32, Float64
 from robot_rl.deploy.child_process import Child, SharedArrays, function_of
 from robot_rl.deploy.onnx_policy import CPU_PROVIDER
@@ -171,6 +173,34 @@ def info_of(policy: Any) -> PolicyInfo:
     )  # fmt: skip
 
 
+def decide(
+    policy: Any, observation: Observation, *, episode_seed: int, decision: int,
+    plan: Float32[Array, "Tp A"] | None = None, weights: Float64[Array, " Tp"] | None = None,
+) -> Float32[Array, "Tp A"]:  # fmt: skip
+    """The answer to one question; where an episode begins, the policy first forgets what was before.
+
+    Args:
+        policy: see PolicySource.
+        observation: one env.
+        episode_seed, decision: for the noise, see deploy/noise.py; decision 0 begins an episode.
+        plan: what is being played from this question on, to start from or to be continued; None: nothing.
+        weights: of `plan`, for a policy that continues it.
+
+    Raises:
+        WrongShapeError: actions of another shape than the policy says.
+        Exception: whatever the policy raises.
+    """
+    info = info_of(policy)
+    if decision == 0 and plan is None:
+        policy.reset(np.ones(1, bool))
+    if info.starts_warm:  # without a plan from nothing: what it remembers is not what the robot plays
+        policy.start_from(plan)
+    elif plan is not None:
+        policy.continue_from(plan, weights)
+    chunk = policy.act(observation, policy.noise().draw([episode_seed], [decision]))
+    return checked(chunk.actions, info)
+
+
 class SameThreadPolicy:
     """A policy that computes when asked and answers after a stated time: exact in tests, no use on a robot.
 
@@ -183,7 +213,7 @@ class SameThreadPolicy:
     def __init__(self, policy: Any, *, clock: Clock, latency_s: Callable[[int], float] = lambda request: 0.0) -> None:
         self._policy, self._clock, self._latency_s = policy, clock, latency_s
         self._open: tuple[float, Answer] | None = None
-        self._rest: Array | None = None
+        self._plan: dict[str, Array] = {}  # for `decide`
         self.failure = ""
 
     def start(self) -> PolicyInfo:
@@ -197,21 +227,18 @@ class SameThreadPolicy:
 
     def continue_from(self, actions: Float32[Array, "Tp A"], weights: Float64[Array, " Tp"]) -> None:
         """See ContinuingRunner."""
-        self._policy.continue_from(actions, weights)
+        self._plan = {"plan": actions, "weights": weights}
 
     def start_from(self, rest: Float32[Array, "Tp A"]) -> None:
         """See WarmRunner."""
-        self._rest = rest
+        self._plan = {"plan": rest}
 
     def ask(self, request: int, observation: Observation, *, episode_seed: int, decision: int) -> None:
         """See PolicyRunner."""
         began = time.perf_counter()
-        rest, self._rest = self._rest, None
+        plan, self._plan = self._plan, {}
         try:
-            if info_of(self._policy).starts_warm:
-                self._policy.start_from(rest)
-            chunk = self._policy.act(observation, self._policy.noise().draw([episode_seed], [decision]))
-            actions = checked(chunk.actions, info_of(self._policy))
+            actions = decide(self._policy, observation, episode_seed=episode_seed, decision=decision, **plan)
             answer = Answer(request, actions, time.perf_counter() - began)
         except Exception as error:  # a policy may raise anything; the loop must live
             text, outcome = f"{type(error).__name__}: {error}", outcome_of(error)

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from robot_rl.deploy.child_process import SharedArrays, parent_socket, receive
-from robot_rl.deploy.inference import REQUEST, PolicySource, info_of, load_policy
+from robot_rl.deploy.inference import REQUEST, PolicySource, decide, info_of, load_policy
 from robot_rl.deploy.policy_words import (
     ANSWER,
     FINE,
     TEXT_BYTES,
     PolicyInfo,
-    checked,
     failed,
     hello,
     layout_of,
@@ -81,12 +80,11 @@ def _answer(policy: Any, info: PolicyInfo, arrays: SharedArrays, numbers: tuple[
     observation = {key: arrays[f"observation/{key}"] for key in info.keys}
     observation.setdefault("proprio", np.zeros((1, info.history, 0), np.float32))
     _, episode_seed, decision, has_plan = numbers
-    if info.starts_warm:  # without a plan from nothing: what it remembers is not what the robot plays
-        policy.start_from(arrays["plan"].copy() if has_plan else None)
-    elif has_plan:
-        policy.continue_from(arrays["plan"].copy(), arrays["weights"].copy())
-    chunk = policy.act(Observation.from_arrays(observation), policy.noise().draw([episode_seed], [decision]))
-    arrays["actions"][:] = checked(chunk.actions, info)
+    told = (("plan", "weights") if info.can_continue else ("plan",)) if has_plan else ()
+    plan = {name: arrays[name].copy() for name in told}
+    arrays["actions"][:] = decide(
+        policy, Observation.from_arrays(observation), episode_seed=episode_seed, decision=decision, **plan
+    )
     return time.perf_counter() - began
 
 

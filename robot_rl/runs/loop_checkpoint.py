@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from robot_rl.arrays import Array, Float32
+from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.deploy.noise import NoiseSource
 from robot_rl.deploy.serving import noise_of
 from robot_rl.errors import DeployError
@@ -30,6 +30,10 @@ class LoopCheckpoint(WrappedPolicy):
     def continue_from(self, actions: Float32[Array, "Tp A"], weight: Array) -> None:
         """See ContinuingPolicy."""
         self.policy.continue_from(actions, weight)
+
+    def reset(self, mask: Bool[Array, " N"]) -> None:
+        """Forget what was to be continued, where the env begins anew."""
+        self.policy.reset(torch.from_numpy(mask.copy()))
 
     def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:
         """The next chunk, numpy."""

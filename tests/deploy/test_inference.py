@@ -13,9 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_robot import HERE, SmallPolicy, small_spec
+from small_robot import HERE, RecurrentPolicy, SmallPolicy, small_spec
 
-from robot_rl.deploy.inference import Answer, PolicyRunner, PolicySource, ProcessPolicy, SameThreadPolicy, load_policy
+from robot_rl.deploy.inference import (
+    Answer,
+    PolicyRunner,
+    PolicySource,
+    ProcessPolicy,
+    SameThreadPolicy,
+    decide,
+    load_policy,
+)
 from robot_rl.deploy.policy_words import failed, read_reply
 from robot_rl.deploy.schedule import ManualClock
 from robot_rl.errors import DeployError
@@ -29,8 +37,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ProcessPoli
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")]))
     made: list[ProcessPolicy] = []
 
-    def started(start_s: float = 60.0, **config: Any) -> ProcessPolicy:
-        runner = ProcessPolicy(PolicySource(target="small_robot:small_policy", config=config), start_s=start_s)
+    def started(start_s: float = 60.0, function: str = "small_policy", **config: Any) -> ProcessPolicy:
+        runner = ProcessPolicy(PolicySource(target=f"small_robot:{function}", config=config), start_s=start_s)
         made.append(runner)
         runner.info = runner.start()  # type: ignore[attr-defined]
         return runner
@@ -91,6 +99,36 @@ def test_both_runners_give_the_same_actions(start: Callable[..., ProcessPolicy])
         assert one.actions.dtype == np.float32
         np.testing.assert_allclose(one.actions, wanted, atol=1e-6)
     assert len(ours.warm_up_s) == 3
+
+
+def test_a_policy_with_a_memory_begins_every_episode_anew(start: Callable[..., ProcessPolicy]) -> None:
+    """In a process also behind the warm-up."""
+    for runner in (
+        start(function="recurrent_policy"), SameThreadPolicy(RecurrentPolicy({}), clock=ManualClock())
+    ):  # fmt: skip
+        found = []
+        for request, decision in enumerate((0, 1, 2, 0, 1), start=1):
+            runner.ask(request, observation(), episode_seed=7, decision=decision)
+            actions = answer(runner).actions
+            assert actions is not None
+            found.append(float(actions[0, 0]))
+        assert found == [0, 1, 2, 0, 1]
+
+
+def test_an_episode_that_goes_on_from_a_plan_forgets_nothing() -> None:
+    told: list[Any] = []
+
+    class Continuing(RecurrentPolicy):
+        def continue_from(self, actions: np.ndarray, weights: np.ndarray) -> None:
+            told.append((actions, weights))
+
+    policy, plan, weights = Continuing({}), np.zeros((8, 2), np.float32), np.ones(8)
+    for wanted, words in enumerate([{}, {"plan": plan, "weights": weights}]):
+        found = decide(policy, observation(), episode_seed=0, decision=0, **words)  # type: ignore[arg-type]
+        assert (found == wanted).all()
+    ((actions, told_weights),) = told
+    assert actions is plan
+    assert told_weights is weights
 
 
 def test_a_priority_is_taken_or_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,9 @@ def test_its_chunks_are_those_of_the_checkpoint(checkpoint: Path) -> None:
         np.testing.assert_array_equal(chunk.actions, wanted.actions.detach().numpy())
         found.append(chunk.actions[0])
     assert np.abs(found[1][:2] - plan[:2]).max() < np.abs(found[0][:2] - plan[:2]).max()
+    ours.continue_from(plan, weights)
+    ours.reset(np.ones(1, bool))
+    np.testing.assert_array_equal(ours.act(Observation(proprio=proprio), noise).actions[0], found[0])
 
 
 def test_the_command_plays_and_its_loop_has_no_torch(checkpoint: Path, tmp_path: Path) -> None:

@@ -96,6 +96,29 @@ def small_policy(config: Mapping[str, Any]) -> SmallPolicy:
     return SmallPolicy({"warm_up": 3, **config})
 
 
+class RecurrentPolicy(SmallPolicy):
+    """Every action is the number of its calls since the last reset."""
+
+    calls = 0
+
+    def act(self, observation: Observation, noise: np.ndarray) -> ActionChunk:
+        """See the class."""
+        chunk = super().act(observation, noise)
+        self.calls += 1
+        return ActionChunk(actions=np.full_like(chunk.actions, self.calls - 1), execute=chunk.execute)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Of one env."""
+        assert mask.dtype == bool
+        assert mask.tolist() == [True]
+        self.calls = 0
+
+
+def recurrent_policy(config: Mapping[str, Any]) -> RecurrentPolicy:
+    """For PolicySource.target."""
+    return RecurrentPolicy(config)
+
+
 def stop_at_the_third_try(config: Mapping[str, Any]) -> Any:
     """For WatchdogConfig.stop: a connection that works at the third try."""
     tries: list[int] = []
