@@ -17,7 +17,7 @@ import numpy as np
 
 from robot_rl.arrays import Array, Float32, Float64
 from robot_rl.deploy.child_process import Child, SharedArrays, function_of
-from robot_rl.deploy.onnx_policy import CPU_PROVIDER
+from robot_rl.deploy.onnx_policy import CPU_PROVIDER, TENSORRT_PROVIDER
 from robot_rl.deploy.policy_words import (
     ANSWER,
     AWAY,
@@ -39,6 +39,10 @@ REQUEST = struct.Struct(
     "<QqqB"
 )  # request, episode seed, decision, whether there is a plan to continue or to start from
 WARM_UP_CALLS = 3
+START_S = 60.0
+ENGINE_START_S = (
+    900.0  # TensorRT builds an engine where it has none, which takes minutes; it is kept only when it is done
+)
 
 
 @dataclass(frozen=True)
@@ -266,12 +270,20 @@ class ProcessPolicy:
 
     Args:
         source: see PolicySource.
-        start_s: how long it may take to load and warm up.
+        start_s: how long it may take to load and warm up, above 0; None: START_S, or ENGINE_START_S where an engine may be built.
         warm_up_calls: until it is ready.
+
+    Raises:
+        DeployError: start_s is not above 0.
     """
 
-    def __init__(self, source: PolicySource, *, start_s: float = 60.0, warm_up_calls: int = WARM_UP_CALLS) -> None:
-        self._source, self._start_s, self._warm_up_calls = source, start_s, warm_up_calls
+    def __init__(
+        self, source: PolicySource, *, start_s: float | None = None, warm_up_calls: int = WARM_UP_CALLS
+    ) -> None:  # fmt: skip
+        if start_s is not None and not start_s > 0:
+            raise DeployError("start_s", expected="above 0", got=f"{start_s:g}", hint="Leave it out for the default.")
+        self._source, self._warm_up_calls = source, warm_up_calls
+        self._start_s = _start_limit_s(source) if start_s is None else start_s
         self._child: Child | None = None
         self._arrays: SharedArrays | None = None
         self._open: int | None = None
@@ -377,5 +389,10 @@ class ProcessPolicy:
         raise DeployError(
             "policy", expected=f"its process {what} within {self._start_s:g} s",
             got=f"exit code {self._child.exit_code}" if self._child.exit_code is not None else "silence",
-            hint=f"Its messages are above. The load average is {os.getloadavg()[0]:.1f}.",
+            hint=f"Its messages are above. start_s=... waits longer. The load average is {os.getloadavg()[0]:.1f}.",
         )  # fmt: skip
+
+
+def _start_limit_s(source: PolicySource) -> float:
+    builds = Runtime(source.runtime) in (Runtime.tensorrt, Runtime.auto) or source.provider == TENSORRT_PROVIDER
+    return ENGINE_START_S if builds and source.onnx else START_S

@@ -94,6 +94,8 @@ class DeployConfig:
         black_box: keep the last seconds of every stop (needs mcap).
         runtime: what runs the policy: onnx, openvino, tensorrt, or auto, which measures first (docs/infer.md).
         threads: of onnxruntime or OpenVINO.
+        start_s: how long the policy may take to load and warm up; null: 60 s, and 900 s with runtime=tensorrt or auto, which
+            may have to build an engine first.
         execution: what is played while the policy computes (docs/chunks.md): async, sync, ensemble or rtc.
         chunks: every, blend_steps, decay and guidance of execution, as in `evaluate`.
         server: how long to wait for a policy=ws://..., seconds: connect_s, answer_s, ping_every_s, ping_timeout_s, and give_up_s:
@@ -113,6 +115,7 @@ class DeployConfig:
     black_box: bool = True
     runtime: Runtime = Runtime.onnx
     threads: int = 1
+    start_s: float | None = None
     execution: Execution = Execution.asynchronous
     chunks: ChunkRule = field(default_factory=ChunkRule)
     server: ClientTimes = field(default_factory=lambda: ROBOT_TIMES)
@@ -135,7 +138,7 @@ def run(config: DeployConfig, run: RunDirectory) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     steps = Steps()
     with ExitStack() as undo:
-        policy = ProcessPolicy(source)
+        policy = ProcessPolicy(source, start_s=config.start_s)
         undo.callback(policy.close)
         spec = policy.start().spec
         robot: Robot = build(_part(config.driver, "robot"), card=card, spec=spec)

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from small_robot import HERE, RecurrentPolicy, SmallPolicy, small_spec
 
+from robot_rl.deploy import inference
 from robot_rl.deploy.inference import (
     Answer,
     PolicyRunner,
@@ -229,6 +231,47 @@ def test_a_policy_that_does_not_load_is_refused(
 ) -> None:
     with pytest.raises(DeployError, match=says):
         start(**config)
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "limit_s"),
+    [
+        (PolicySource(onnx="a.onnx"), None, 60.0),
+        (PolicySource(onnx="a.onnx", runtime="openvino"), None, 60.0),
+        (PolicySource(onnx="a.onnx", runtime="tensorrt"), None, 900.0),
+        (PolicySource(onnx="a.onnx", runtime="auto"), None, 900.0),
+        (PolicySource(onnx="a.onnx", provider="TensorrtExecutionProvider"), None, 900.0),
+        (PolicySource(target="a:b"), None, 60.0),
+        (PolicySource(onnx="a.onnx", runtime="tensorrt"), 5.0, 5.0),
+    ],
+)
+def test_an_engine_may_be_built_before_the_first_answer(
+    source: PolicySource, given: float | None, limit_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build takes minutes and leaves nothing when it is ended before. The process here is silent, and time is ours."""
+
+    class Silent:
+        exit_code, pid = None, 0
+
+        def receive(self, wait_s: float) -> None:
+            now[0] += wait_s
+
+        def close(self) -> None:
+            closed.append(now[0])
+
+    now, closed = [0.0], list[float]()
+    monkeypatch.setattr(inference, "Child", lambda module, config: Silent())
+    monkeypatch.setattr(inference, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    runner = ProcessPolicy(source, start_s=given)
+    with pytest.raises(DeployError, match=rf"(?s)within {limit_s:g} s.*start_s=\.\.\. waits longer"):
+        runner.start()
+    assert closed == [pytest.approx(limit_s)]
+
+
+def test_a_start_that_may_take_no_time_is_refused() -> None:
+    for start_s in (0.0, -1.0, float("nan")):
+        with pytest.raises(DeployError, match="start_s: expected above 0"):
+            ProcessPolicy(PolicySource(onnx="a.onnx"), start_s=start_s)
 
 
 @pytest.mark.parametrize(

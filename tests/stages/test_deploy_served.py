@@ -214,6 +214,13 @@ def test_what_is_refused_before_anything_moves(tmp_path: Path, monkeypatch: pyte
     assert "runtime=openvino" in refused(tmp_path, uri, monkeypatch, runtime=Runtime.openvino)
 
 
+def test_a_policy_gets_the_time_to_start_that_the_command_gives(tmp_path: Path) -> None:
+    policy = write_moving_policy(tmp_path / "policy.onnx", panda_spec())
+    config = DeployConfig(policy=str(policy), robot=CARD, driver=DRIVER, start_s=0.001)
+    with pytest.raises(DeployError, match=r"(?s)within 0\.001 s.*start_s="):
+        deploy.run(config, RunDirectory(tmp_path))
+
+
 def test_rtc_needs_a_policy_that_can_continue(
     served: Callable[..., ServeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
