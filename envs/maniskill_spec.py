@@ -50,6 +50,7 @@ def describe_env(env: Any, *, task: str, max_episode_steps: int, views: Views = 
         meanings["state"] = tuple(_paths(privileged_state(env), ""))
     is_prismatic = [joint.type[0] == "prismatic" for joint in agent.robot.active_joints]
     observation = {key: _array_spec(key, value, meanings, is_prismatic) for key, value in frame.items()}
+    cameras = describe_cameras(env)
     return EnvSpec(
         env_id=task,
         observation=observation,
@@ -60,8 +61,8 @@ def describe_env(env: Any, *, task: str, max_episode_steps: int, views: Views = 
         control_hz=float(env.control_freq),
         max_episode_steps=max_episode_steps,
         has_success="success" in env.get_info(),
-        cameras=describe_cameras(env),
-        point_cloud={} if views.points is None or "points" not in observation else points_to_json(views.points),
+        cameras=cameras,
+        point_cloud=points_to_json(views.points, tuple(cameras)) if views.points and "points" in observation else {},
     )
 
 

@@ -138,7 +138,7 @@ class ChainPolicy(ActingPolicy):
 
     def representation_penalty(self, observation: Observation, generator: torch.Generator) -> Float32[Array, ""] | None:
         """What RL adds to its loss where the encoder learns too (RL-100: weights / 10); None where there is nothing."""
-        if not getattr(self.encoder, "learns", False):
+        if not (getattr(self.encoder, "learns", False) and self.encoder.has_penalty):
             return None
         return self.encoder.penalty(observation, generator)
 

@@ -177,6 +177,11 @@ class FusionEncoder(nn.Module):
         """Whether any weight of it is trained."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether it reconstructs or has a bottleneck; else `penalty` would encode everything again for a zero."""
+        return bool(self.decoders) or bool(self.bottlenecks)
+
     def training_condition(
         self, observation: Observation, generator: torch.Generator
     ) -> tuple[Float32[Array, "B C"], Float32[Array, ""], dict[str, float]]:

@@ -46,7 +46,7 @@ def load_pretrained(encoder: nn.Module) -> list[dict[str, Any]]:
         return []
     cards = []
     for part in encoder.parts.values():
-        if isinstance(part, ImageEncoder):
+        if isinstance(part, ImageEncoder) and part.config.pretrained:  # depth has none
             card = read_card(part.config)
             _fill(part, card)
             cards.append(card)

@@ -213,11 +213,14 @@ def index_crcs(index: Mapping[str, np.ndarray]) -> Int64[Array, " E"]:
 
 
 def schema_differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line per leaf that differs between two EnvSpec.to_json results; a `point_cloud` that one does not know is none."""
-    unknown = {"point_cloud"} if not (stored.get("point_cloud") and new.get("point_cloud")) else set[str]()
-    left, right = (
-        dict(_leaves({key: value for key, value in plain.items() if key not in unknown}, "")) for plain in (stored, new)
-    )
+    """One line per leaf that differs between two EnvSpec.to_json results.
+
+    A `point_cloud` that one of them does not know (older ones) is no difference, nor are the cameras of its points.
+    """
+    left, right = (dict(_leaves(plain, "")) for plain in (stored, new))
+    for part in ("point_cloud.", "point_cloud.cameras"):
+        if any(key.startswith(part) for key in left) != any(key.startswith(part) for key in right):
+            left, right = ({k: v for k, v in side.items() if not k.startswith(part)} for side in (left, right))
     missing = "nothing"
     return [
         f"{key}: stored {left.get(key, missing)}, new {right.get(key, missing)}"

@@ -79,6 +79,11 @@ def points_spec(spec: EnvSpec, source: PointSource, *, where: str) -> ArraySpec:
     if not cameras:
         shape = spec.observation[POINTS].shape
         has_colour = shape[-1] == 6
+        if spec.point_cloud:
+            raise DataError(
+                f"{where}, --points", expected="a raw recording", got=f"points that were made with {dict(spec.point_cloud)}",
+                hint="A cloud that was cropped and sampled twice is none that an environment shows: convert the raw one.",
+            )  # fmt: skip
         if len(shape) != 2 or shape[0] < source.cloud.num_points:
             raise DataError(
                 f"{where}, --points", expected=f"recorded clouds of {source.cloud.num_points} points or more",
@@ -128,6 +133,17 @@ def points_of_frames(
 
 
 def with_points_spec(spec: EnvSpec, source: PointSource, *, where: str) -> EnvSpec:
-    """The spec with the new "points"; everything else stays. Raises as `points_spec`."""
-    points = points_spec(spec, source, where=where)
-    return replace(spec, observation={**spec.observation, POINTS: points}, point_cloud=points_to_json(source.cloud))
+    """The spec with the new "points"; everything else stays. Recorded points are of all cameras that it describes.
+
+    Raises:
+        DataError: as `points_spec`.
+    """
+    points, cameras = points_spec(spec, source, where=where), cameras_of(spec, source, where=where)
+    cloud = replace(
+        source.cloud, use_colour=points.shape[-1] == 6
+    )  # what an environment must be asked for to show the same
+    return replace(
+        spec,
+        observation={**spec.observation, POINTS: points},
+        point_cloud=points_to_json(cloud, cameras or tuple(spec.cameras)),
+    )

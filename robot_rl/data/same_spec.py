@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from robot_rl.data.episode_rows import schema_differences
@@ -59,6 +60,14 @@ def require_same_actions(
             f"{where}: action semantics", expected=f"what it was trained with (data), not what {taker} takes (wanted)",
             got="\n" + declarations(trained, taken) + "\n", hint=hint,
         )  # fmt: skip
+
+
+def observing(spec: EnvSpec, keys: Sequence[str]) -> EnvSpec:
+    """The spec with no other observations than `keys`, and no other cameras than these are seen by (all for `points`)."""
+    seen = {key.partition("/")[2] for key in keys if key.startswith(("image/", "depth/"))}
+    cameras = {name: camera for name, camera in spec.cameras.items() if name in seen or "points" in keys}
+    observation = {key: array for key, array in spec.observation.items() if key in keys}
+    return replace(spec, observation=observation, cameras=cameras)
 
 
 def table_of_semantics(stored: EnvSpec, wanted: EnvSpec) -> str:

@@ -6,23 +6,18 @@ one, and every line of it is compared with the environment before anything is tr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from robot_rl.arrays import Array, Float32
-from robot_rl.data.element_names import gripper_elements
+from robot_rl.data import action_layout
+from robot_rl.data.element_names import gripper_elements, names_of
 from robot_rl.data.same_cameras import POSITION_M, ROTATION_RAD, pose_differences
-from robot_rl.errors import ConfigError, PolicyError, closest
-from robot_rl.specs import ActionKind, ActionSemantics, DeltaReference, EnvSpec
-
-_NUMBER = r"(-?[\d.]+)(?: m)?"
-_GRIPPER = re.compile(rf"{_NUMBER} closed(?: \([^)]*\))? ?\.\. ?{_NUMBER} open\b")
+from robot_rl.errors import DataError, PolicyError
+from robot_rl.specs import ActionSemantics, EnvSpec
 
 
 class Colour(str, Enum):
@@ -62,6 +57,7 @@ class TeacherCard:
         name: of the teacher and its version; part of the cache's key.
         semantics: how its actions, after `scale` and `offset`, are read.
         size: of one action.
+        sent_size: numbers of an action as its server sends it, where it pads them behind the action (pi0: 32); None: `size`.
         control_hz: actions per second that it was trained for.
         scale, offset: the environment's action is scale * (its action) + offset, by element; empty: 1 and 0.
         gripper: its own numbers for closed and open, or None without a gripper.
@@ -82,6 +78,7 @@ class TeacherCard:
     keys: tuple[str, ...] = ()
     cameras: Mapping[str, TeacherCamera] = field(default_factory=dict)
     needs_instruction: bool = False
+    sent_size: int | None = None
 
     def to_env(self, action: Float32[Array, "N Tp A"]) -> Array:
         """The environment's actions from the teacher's own."""
@@ -89,18 +86,24 @@ class TeacherCard:
         return (action * scale + np.asarray(self.offset or (0.0,) * self.size, dtype=np.float32)).astype(np.float32)
 
 
-def card_of(spec: EnvSpec, *, name: str, history: int, keys: tuple[str, ...]) -> TeacherCard:
+class OwnCard(TeacherCard):
+    """The card of a teacher that speaks the environment's own language: nothing is converted, the gripper neither."""
+
+
+def card_of(spec: EnvSpec, *, name: str, history: int, keys: tuple[str, ...]) -> OwnCard:
     """The card of a teacher that speaks the environment's own language."""
-    return TeacherCard(
+    return OwnCard(
         name=name, semantics=spec.action_semantics, size=spec.action.size, control_hz=spec.control_hz,
         gripper=gripper_ends(spec.action_semantics.gripper), history=history, keys=keys,
     )  # fmt: skip
 
 
 def gripper_ends(text: str) -> tuple[float, float] | None:
-    """Numbers for closed and open of a text as "-1 closed .. 1 open"; None for another text."""
-    found = _GRIPPER.match(text)
-    return None if found is None else (float(found[1]), float(found[2]))
+    """Numbers for closed and open of a text as "-1 closed .. 1 open" or "-1 open .. 1 closed"; None for another text."""
+    try:
+        return action_layout.gripper_ends(text, where="gripper")
+    except (DataError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -171,21 +174,35 @@ def _action_problems(card: TeacherCard, spec: EnvSpec) -> Iterator[CardProblem]:
             )
     if card.control_hz != spec.control_hz:
         yield CardProblem("control_hz", f"{spec.control_hz:g}", f"{card.control_hz:g}")
-    ends, elements = gripper_ends(spec.action_semantics.gripper), list(gripper_elements(spec.action))
+    if card.sent_size is not None and card.sent_size < card.size:
+        yield CardProblem("sent_size", f"{card.size} or more, or none", str(card.sent_size))
+    if not isinstance(card, OwnCard):
+        yield from _gripper_problems(card, spec)
+
+
+def _gripper_problems(card: TeacherCard, spec: EnvSpec) -> Iterator[CardProblem]:
+    """Lines for every gripper element whose closed and open are not the environment's, or can't be compared with them."""
+    text, elements = spec.action_semantics.gripper, gripper_elements(spec.action)
+    if text == "none":
+        return
+    ends = gripper_ends(text)
     if ends is None or not elements:
+        wanted = "an element whose meaning names it" if ends else 'a text as "-1 closed .. 1 open"'
+        yield CardProblem("gripper of the environment", wanted, "none" if ends else repr(text))
         return
     if card.gripper is None:
         yield CardProblem("gripper", "its numbers for closed and open", "none")
         return
-    element = elements[0]
-    scale, offset = (card.scale or (1.0,) * card.size)[element], (card.offset or (0.0,) * card.size)[element]
-    mapped = tuple(scale * end + offset for end in card.gripper)
-    if not np.allclose(mapped, ends, atol=1e-6):
-        flipped = " (flipped)" if np.allclose(mapped, ends[::-1], atol=1e-6) else ""
-        yield CardProblem(
-            "gripper", f"closed {ends[0]:g}, open {ends[1]:g} after scale and offset",
-            f"closed {mapped[0]:g}, open {mapped[1]:g}{flipped}",
-        )  # fmt: skip
+    for element in elements:
+        scale, offset = (card.scale or (1.0,) * card.size)[element], (card.offset or (0.0,) * card.size)[element]
+        mapped = tuple(scale * end + offset for end in card.gripper)
+        if not np.allclose(mapped, ends, atol=1e-6):
+            flipped = " (flipped)" if np.allclose(mapped, ends[::-1], atol=1e-6) else ""
+            yield CardProblem(
+                "gripper" if len(elements) == 1 else f"gripper, {names_of(spec.action)[element]}",
+                f"closed {ends[0]:g}, open {ends[1]:g} after scale and offset",
+                f"closed {mapped[0]:g}, open {mapped[1]:g}{flipped}",
+            )  # fmt: skip
 
 
 def _observation_problems(card: TeacherCard, spec: EnvSpec) -> Iterator[CardProblem]:
@@ -220,77 +237,3 @@ def _pose_problems(name: str, camera: TeacherCamera, spec: EnvSpec) -> Iterator[
     allowed = f"the pose it was trained with, within {POSITION_M} m and {ROTATION_RAD:.3g} rad"
     for text in pose_differences(trained, here):
         yield CardProblem(f"camera {name}, pose", allowed, text)
-
-
-def load_teacher_card(path: str | Path) -> TeacherCard:
-    """Read a card from a YAML file.
-
-    Raises:
-        ConfigError: no such file, no YAML, an unknown or missing key, or a value that does not fit.
-    """
-    import yaml
-
-    try:
-        plain = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(str(path), expected="a YAML file", got=str(error), hint="Correct it.") from error
-    values = _checked(TeacherCard, plain, str(path))
-    meaning = _checked(ActionSemantics, values["semantics"], f"{path}, semantics")
-    try:
-        meaning["kind"], meaning["delta_reference"] = (
-            ActionKind(meaning["kind"]),
-            DeltaReference(meaning["delta_reference"]),
-        )
-        cameras = {
-            name: TeacherCamera(**(each | {"colour": Colour(each.get("colour", "rgb"))} | _pose(each)))
-            for name, one in (values.get("cameras") or {}).items()
-            for each in [_checked(TeacherCamera, one, f"{path}, cameras.{name}")]
-        }
-        ends = values.get("gripper")
-        return TeacherCard(
-            name=str(values["name"]), semantics=ActionSemantics(**meaning), size=int(values["size"]),
-            control_hz=float(values["control_hz"]), cameras=cameras,
-            scale=tuple(map(float, values.get("scale") or ())), offset=tuple(map(float, values.get("offset") or ())),
-            gripper=None if ends is None else (float(ends[0]), float(ends[1])), history=int(values.get("history", 1)),
-            keys=tuple(map(str, values.get("keys") or ())), needs_instruction=bool(values.get("needs_instruction", False)),
-        )  # fmt: skip
-    except (ValueError, TypeError, IndexError) as error:
-        raise ConfigError(
-            str(path), expected="values of the right kind", got=str(error), hint="See docs/teachers.md."
-        ) from error
-
-
-def _pose(plain: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    """Position and orientation of a camera's lines; raises ValueError where one is missing or no pose."""
-    stated = [name for name in ("position_m", "quaternion_wxyz", "frame") if name in plain]
-    if not stated:
-        return {}
-    given = {name: tuple(map(float, plain.get(name) or ())) for name in ("position_m", "quaternion_wxyz")}
-    if [len(values) for values in given.values()] != [3, 4] or not np.isfinite(np.concatenate([*given.values()])).all():
-        raise ValueError(
-            f"a camera's pose is position_m of 3 and quaternion_wxyz of 4 finite numbers, got {given} beside {', '.join(stated)}"
-        )
-    if abs(float(np.linalg.norm(given["quaternion_wxyz"])) - 1) > 1e-3:
-        raise ValueError(f"a camera's quaternion_wxyz has length 1, got {given['quaternion_wxyz']}")
-    return given
-
-
-def _checked(kind: Any, plain: Any, where: str) -> dict[str, Any]:
-    """A mapping with the fields of a dataclass and no others."""
-    if not isinstance(plain, Mapping):
-        raise ConfigError(where, expected="a mapping", got=type(plain).__name__, hint="See docs/teachers.md.")
-    known = {entry.name: entry.default is MISSING and entry.default_factory is MISSING for entry in fields(kind)}
-    for key in plain:
-        if key not in known:
-            raise ConfigError(
-                f"{where}, {key}", expected=f"a field of {kind.__name__}", got="another", hint=closest(str(key), known)
-            )
-    missing = [name for name, needed in known.items() if needed and name not in plain]
-    if missing:
-        raise ConfigError(
-            where,
-            expected=f"all of {', '.join(n for n, m in known.items() if m)}",
-            got=f"no {', '.join(missing)}",
-            hint="Add it.",
-        )
-    return dict(plain)

@@ -82,8 +82,9 @@ def transitions_of(
     execute = policy.config.execute
     feature, next_feature = encode_windows(sampler, policy) if features is None else features
     parts: list[dict[str, torch.Tensor]] = []
+    plain = sampler.without_observations()  # 4,096 windows of pictures would be gigabytes
     for first in range(0, sampler.num_windows, batch_size):
-        window = sampler.window(torch.arange(first, min(first + batch_size, sampler.num_windows)))
+        window = plain.window(torch.arange(first, min(first + batch_size, sampler.num_windows)))
         assert window.discount is not None
         powers = gamma ** torch.arange(execute, device=window.reward.device, dtype=torch.float32)
         action = policy.normalizer.apply(ACTION, window.actions[:, :execute]).clamp(-1, 1)

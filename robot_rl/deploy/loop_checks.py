@@ -8,8 +8,10 @@ from pathlib import Path
 
 from robot_rl.contracts import Robot
 from robot_rl.data.same_cameras import camera_differences, pose_differences
+from robot_rl.data.same_spec import observing
 from robot_rl.deploy.calibration import load_hand_eye
 from robot_rl.deploy.chunking import AgeCheck
+from robot_rl.deploy.point_cloud import point_differences
 from robot_rl.deploy.policy_words import PolicyInfo
 from robot_rl.deploy.robot_card import RobotCard
 from robot_rl.deploy.schedule import Clock
@@ -70,6 +72,10 @@ def require_fits(info: PolicyInfo, robot: EnvSpec, card: RobotCard) -> None:
             found.append(f"{key}: {ours and (ours.shape, ours.dtype)}, robot {(theirs.shape, theirs.dtype)}")
         elif ours.meanings != theirs.meanings and "unspecified" not in (ours.meanings[0], theirs.meanings[0]):
             found.append(f"{key}: means {ours.meanings}, robot {theirs.meanings}")
+    seen = observing(policy, info.keys)
+    found += point_differences(seen, robot)
+    for name in seen.cameras.keys() & robot.cameras.keys():  # a simulated robot describes them itself
+        found += (f"camera {name}: {text}" for text in camera_differences(seen.cameras[name], robot.cameras[name]))
     if policy.action.shape != robot.action.shape:
         found.append(f"action: shape {policy.action.shape}, robot {robot.action.shape}")
     for field in fields(ActionSemantics):

@@ -8,7 +8,7 @@ whose x, y and z are all zero is no point (no surface there). Nothing depends on
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -214,9 +214,9 @@ def check_point_config(config: PointCloudConfig) -> None:
         )  # fmt: skip
 
 
-def points_to_json(config: PointCloudConfig) -> dict[str, Any]:
-    """JSON types, for `EnvSpec.point_cloud`."""
-    plain = asdict(config)
+def points_to_json(config: PointCloudConfig, cameras: Sequence[str] = ()) -> dict[str, Any]:
+    """JSON types, for `EnvSpec.point_cloud`; `cameras` are those whose clouds are joined, none where that is not known."""
+    plain = asdict(config) | ({"cameras": sorted(cameras)} if cameras else {})
     return plain | {"low_m": list(config.low_m), "high_m": list(config.high_m), "sampling": config.sampling.value}
 
 
@@ -232,7 +232,8 @@ def points_from_json(data: Mapping[str, Any], *, where: str) -> PointCloudConfig
     """
     try:
         corners = {name: tuple(map(float, data[name])) for name in ("low_m", "high_m")}
-        config = PointCloudConfig(**(dict(data) | corners | {"sampling": Sampling(data["sampling"])}))
+        plain = {name: value for name, value in data.items() if name != "cameras"}
+        config = PointCloudConfig(**(plain | corners | {"sampling": Sampling(data["sampling"])}))
         check_point_config(config)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise DataError(
@@ -242,20 +243,31 @@ def points_from_json(data: Mapping[str, Any], *, where: str) -> PointCloudConfig
     return config
 
 
+def point_differences(trained: EnvSpec, given: EnvSpec) -> Iterator[str]:
+    """In words, how "points" are made otherwise than in training; what either does not know is not compared.
+
+    Args:
+        trained: of the policy.
+        given: of the environment or robot.
+    """
+    one, two = trained.point_cloud, given.point_cloud
+    if "points" not in trained.observation or not (one and two):
+        return
+    for key in one:
+        if one[key] != two.get(key) and not (key == "cameras" and key not in two):
+            yield f"{key}: {one[key]} in training, {two.get(key)} here"
+
+
 def require_same_points(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:
     """Refuse "points" that are cropped or sampled otherwise than the policy's; what either does not know is not compared.
 
     Raises:
         PolicyError: with every difference.
     """
-    if "points" not in trained.observation or not (trained.point_cloud and given.point_cloud):
-        return
-    pairs = {key: (trained.point_cloud.get(key), given.point_cloud.get(key)) for key in trained.point_cloud}
-    found = [f"{key}: {one} in training, {two} here" for key, (one, two) in pairs.items() if one != two]
-    if found:
+    if found := list(point_differences(trained, given)):
         raise PolicyError(
             f"{where}: points", expected="the box, voxels and sampling that it was trained with",
-            got=f"on {given.env_id}\n  " + "\n  ".join(found) + "\n", hint="Set env.points as in training.",
+            got=f"on {given.env_id}\n  " + "\n  ".join(found) + "\n", hint="Set env.points as in training, with the same cameras.",
         )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from robot_rl.fitting.online_update import (
     UpdateConfig,
     ValueConfig,
     improve,
+    let_encoder_learn,
     numbers_to_log,
 )
 from robot_rl.runs.adopted import require_trained_here
@@ -95,8 +96,7 @@ class GuidedDenoising:
         begun = _policy(config, spec).to(device).eval()
         self._deployed = begun.config.mode, begun.config.sigma_min
         policy = begun.with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)
-        for parameter in policy.encoder.parameters():
-            parameter.requires_grad_(config.train_encoder and parameter.requires_grad)
+        let_encoder_learn(policy.encoder, config.train_encoder)
         self._encoder_learns = any(parameter.requires_grad for parameter in policy.encoder.parameters())
         critic = build(config.critic, feature_size=policy.encoder.size, action_size=spec.action.size).to(device)
         weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]

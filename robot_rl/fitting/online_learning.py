@@ -19,7 +19,15 @@ from robot_rl.fitting.handover import check_handover, handover_document
 from robot_rl.fitting.kept_episodes import KeptEpisodes
 from robot_rl.fitting.on_policy import OnPolicyBatch
 from robot_rl.fitting.online_state import OnlineState
-from robot_rl.fitting.online_update import Learner, OnlinePpoConfig, UpdateConfig, ValueConfig, improve, numbers_to_log
+from robot_rl.fitting.online_update import (
+    Learner,
+    OnlinePpoConfig,
+    UpdateConfig,
+    ValueConfig,
+    improve,
+    let_encoder_learn,
+    numbers_to_log,
+)
 from robot_rl.fitting.student import JointStudent, StudentConfig
 from robot_rl.runs.adopted import require_trained_here
 from robot_rl.runs.checkpoint import latest_checkpoint, load_checkpoint, load_policy, save_checkpoint
@@ -192,7 +200,7 @@ def start_learning(config: LearningConfig, run: Path) -> tuple[OnlineState, dict
             got="one of them", hint="A head has no denoising loss to imitate with: improve its teacher, then distil again.",
         )  # fmt: skip
     policy.denoiser.requires_grad_(True)
-    policy.encoder.requires_grad_(config.train_encoder)
+    let_encoder_learn(policy.encoder, config.train_encoder)
     handover = handover_document(policy, gamma=config.gamma, reward=config.reward)
     if "handover" in saved.documents:
         check_handover(handover, saved.documents["handover"], where=str(saved.path))

@@ -184,7 +184,7 @@ def improve(
     numbers |= ppo_iteration(
         policy, decisions, learner.optimizer, config=config.ppo, generator=learner.generator, anchor=anchor
     )
-    numbers["kl_after"] = kl_after(policy, before, decisions)
+    numbers["kl_after"] = kl_after(policy, before, decisions, config.ppo)
     numbers["undone"] = not numbers["kl_after"] <= config.max_kl
     if numbers["undone"]:
         policy.load_state_dict(before)
@@ -193,27 +193,42 @@ def improve(
     return numbers
 
 
+def let_encoder_learn(encoder: torch.nn.Module, learns: bool) -> None:
+    """Freeze an encoder, or let what trains in it train; what is frozen already (pretrained weights) stays as it is.
+
+    Args:
+        encoder: of a policy that was just loaded or built.
+        learns: whether PPO moves it too.
+    """
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(learns and parameter.requires_grad)
+
+
 @torch.no_grad()
 def log_prob_of(policy: Any, decisions: Decisions, config: PpoConfig) -> Float32[Array, "B K"]:
     """`chain_log_prob` of every decision under `policy`, with its own encoder where that learns."""
-    rows = torch.arange(len(decisions.feature), device=decisions.feature.device)
     return torch.cat([
         chain_log_prob(policy, decisions.latents[part], decisions.condition(policy, part), reduction=config.reduction)
-        for part in torch.split(rows, ROWS_AT_ONCE)
+        for part in _parts(decisions, config)
     ])  # fmt: skip
 
 
 @torch.no_grad()
-def kl_after(policy: Any, before: Mapping[str, torch.Tensor], decisions: Decisions) -> float:
+def kl_after(policy: Any, before: Mapping[str, torch.Tensor], decisions: Decisions, config: PpoConfig) -> float:
     """KL(old || new) of a decision along the chains that the weights `before` drew, exact; nats, mean over the batch."""
     old = copy.deepcopy(policy)
     old.load_state_dict(before)
-    rows = torch.arange(len(decisions.feature), device=decisions.feature.device)
     total = 0.0
-    for part in torch.split(rows, ROWS_AT_ONCE):
+    for part in _parts(decisions, config):
         conditions = decisions.condition(policy, part), decisions.condition(old, part)
         total += float(chain_kl(policy, old, decisions.latents[part], conditions).sum()) * len(part)
-    return total / max(len(rows), 1)
+    return total / max(len(decisions.feature), 1)
+
+
+def _parts(decisions: Decisions, config: PpoConfig) -> tuple[torch.Tensor, ...]:
+    """Row numbers, in parts that fit the memory: of observations as many as in a gradient step, whose maps are far larger."""
+    rows = torch.arange(len(decisions.feature), device=decisions.feature.device)
+    return torch.split(rows, ROWS_AT_ONCE if decisions.observation is None else config.batch_size)
 
 
 def numbers_to_log(numbers: Mapping[str, Any]) -> dict[str, float]:

@@ -35,6 +35,7 @@ from torch import nn
 from robot_rl.contracts import check_is_diffusion
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
 from robot_rl.data.quality_gate import require_trainable
+from robot_rl.data.same_spec import observing
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import WindowSampler, split_by_episode
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
@@ -46,7 +47,7 @@ from robot_rl.runs.config import build, validate_component
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.training import TrainConfig, pick_device, train
 from robot_rl.specs import EnvSpec
-from robot_rl.stages.evaluate import check_spec, observing
+from robot_rl.stages.evaluate import check_policy_spec, check_spec
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
     with EpisodeStore.open(config.dataset, mode="r") as store:
         spec, content = store.spec, store.content_hash()
         if start is not None:
-            check_spec(start.spec, spec, where=config.init)
+            check_policy_spec(start.policy, spec, where=config.init)
         episodes = _usable_episodes(store, config)
         checked = require_trainable([config.dataset], episodes=episodes.tolist(), ignore=config.ignore_checks)
         run.write_json("provenance.json", {**run.read_json("provenance.json"), "data_check": checked})
@@ -164,7 +165,7 @@ def run(config: ImitateConfig, run: RunDirectory) -> dict[str, Any]:
 
     documents = {
         "policy": {"_target_": node["_target_"], "config": policy_config.to_json()},
-        "spec": spec.to_json(),
+        "spec": (spec if start is None else start.spec).to_json(),  # of what the policy was built with
         "normalizer": normalizer.to_json(),
         "data": {"dataset": config.dataset, "content_hash": content, "training_episodes": episodes[first].tolist()}
         | ({} if start is None else {"init": start.path}),

@@ -259,6 +259,11 @@ def _check(config: OfflineConfig) -> None:
             f"rounds={config.rounds}",
             hint="See `robot-rl offline --help`.",
         )  # fmt: skip
+    if len(set(config.methods)) < len(config.methods):
+        raise ConfigError(
+            "offline.methods", expected="each method once a round (rounds=2 goes through them again)",
+            got=f"{[m.value for m in config.methods]}", hint="Leave the repeated one out.",
+        )  # fmt: skip
     if config.collect and not config.env:
         raise ConfigError("offline.env", expected="an environment for collect=true", got="none", hint="Set env=<name>.")
 

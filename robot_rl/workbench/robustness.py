@@ -57,6 +57,7 @@ def main(words: Sequence[str]) -> int:
             "robustness", expected="at most one policy (none: an expert=...), and at least one shift",
             got=f"{policies} and {', '.join(wanted) or 'no shift'}", hint="E.g. --camera-deg 0,2,5,10 --hue-deg 0,30,60.",
         )  # fmt: skip
+    _refuse_own(asked.words)
     overrides = [f"env={asked.env}", f"num_envs={asked.num_envs}", *(word for word in asked.words if "=" in word)]
     config = load_config(EvaluateConfig, overrides, name="evaluate")
     config = replace(
@@ -74,6 +75,21 @@ def main(words: Sequence[str]) -> int:
     print(as_columns([list(SHOWN), *([str(row[name]) for name in SHOWN] for row in rows)]))
     print(f"wrote {asked.output / 'robustness.json'} and {asked.output / 'robustness.png'}")
     return 0
+
+
+def _refuse_own(words: Sequence[str]) -> None:
+    """Raise ConfigError for keys of `evaluate` that this command sets itself."""
+    options = {
+        "num_episodes": "--episodes", "first_seed": "--first-seed", "run_root": "--output",
+        "view_shift": "an option for each shift, e.g. --hue-deg", "env.view_shift": "an option for each shift, e.g. --hue-deg",
+    }  # fmt: skip
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        for own, instead in options.items():
+            if "=" in word and (key == own or key.startswith(f"{own}.")):
+                raise ConfigError(
+                    f"robustness {key}", expected=instead, got=word, hint="The study sets this key of evaluate itself."
+                )
 
 
 def study(

@@ -103,14 +103,15 @@ def settings_beside(
 
 
 def as_short_ddim(policy: Any, steps: int) -> Any:
-    """A policy's weights under DDIM with few steps, evenly spread from the noisiest level that was trained to its own last.
+    """A policy's weights under DDIM with few steps, evenly spread from the first level of its own sampler to the last.
 
     `with_steps` takes every so-manieth level from 1 up, as diffusers does by default: of 100 levels 51 and 1, or level 1
     alone. A chain that starts there with unit noise is no sample of that level, which would make a baseline that fails.
+    So would level 99, where a network that predicts noise says next to nothing of the action (StackCube: 0 of 500).
     """
     other = policy.with_mode(SamplingMode.eta0)
-    own, last = other.sampler, policy.sampler.levels[-1]
-    levels = tuple(last + level for level in linspace_levels(own.num_levels - last, steps))
+    own, first, last = other.sampler, policy.sampler.levels[0], policy.sampler.levels[-1]
+    levels = tuple(last + level for level in linspace_levels(first - last + 1, steps))
     other.sampler = replace(own, levels=levels, mode=SamplingMode.eta0)
     return other
 

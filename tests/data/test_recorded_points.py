@@ -12,7 +12,7 @@ import torch
 from software_vulkan import run_rendered
 
 from robot_rl import cli
-from robot_rl.data.recorded_points import PointSource, points_of_frames, points_spec
+from robot_rl.data.recorded_points import PointSource, points_of_frames, points_spec, with_points_spec
 from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.point_cloud import PointCloudConfig, Sampling, points_from_json, points_of_depth, process_points
 from robot_rl.errors import DataError
@@ -124,6 +124,23 @@ def test_colours_can_be_left_out_and_a_few_frames_at_a_time_change_nothing(monke
     monkeypatch.setattr("robot_rl.data.recorded_points._BYTES", 1)
     assert points_of_frames(frames, SPEC, source, where="s").tobytes() == whole.tobytes()
     assert whole.shape == (6, 16, 3)
+
+
+def test_the_settings_say_what_was_made(store: Path, tmp_path: Path) -> None:
+    """Without colours, of which cameras; and points that were cropped once are not cropped again under a new name."""
+    for words, cameras in ((("--points-camera", "top"), ["top"]), ((), ["top", "wrist"])):
+        target = tmp_path / f"{len(words)}.zarr"
+        assert convert(store, target, *WORDS, *words) == 0
+        with EpisodeStore.open(target, mode="r") as new:
+            assert new.spec.point_cloud.get("cameras") == cameras
+            with pytest.raises(DataError, match=r"(?s)expected a raw recording.*num_points"):
+                points_spec(new.spec, PointSource(), where="s")
+            # Depths are raw still.
+            assert points_spec(new.spec, PointSource(BOX, ("top",)), where="s").shape == (16, 6)
+    colourless = {**SPEC.observation, "points": ArraySpec("points", (120, 3))}
+    found = with_points_spec(replace(SPEC, observation=colourless), PointSource(BOX), where="s")
+    assert found.observation["points"].shape == (16, 3)
+    assert points_from_json(found.point_cloud, where="s") == replace(BOX, use_colour=False)
 
 
 def test_what_can_not_be_made_is_refused_and_nothing_is_written(

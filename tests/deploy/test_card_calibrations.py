@@ -12,11 +12,13 @@ import yaml
 from robot_rl.checks.robot import check_robot
 from robot_rl.deploy.calibration import CameraCalibration, HandEyeCalibration, Mounting, save_calibration
 from robot_rl.deploy.loop_checks import _moved_cameras, require_fits
+from robot_rl.deploy.point_cloud import PointCloudConfig, points_to_json
 from robot_rl.deploy.policy_words import PolicyInfo
 from robot_rl.deploy.robot_card import TopicCard, card_from, load_robot_card
 from robot_rl.deploy.schedule import ManualClock
 from robot_rl.errors import ConfigError, DataError, DeployError
 from robot_rl.hardware.mock_robot import MockRobot, MockRobotConfig
+from robot_rl.specs import ArraySpec
 
 CAMERA = CameraCalibration(
     camera="wrist", width=8, height=6, focal_px=(9.0, 9.0), centre_px=(3.5, 2.5), distortion=(0.0,) * 4,
@@ -94,6 +96,28 @@ def test_a_camera_that_stands_or_sees_otherwise_than_in_training_is_refused(
         else:
             with pytest.raises(DeployError, match=words):
                 require_fits(info, robot.spec, card)
+
+
+def test_what_a_simulated_robot_says_of_its_cameras_and_points_is_compared(tmp_path: Path) -> None:
+    """Without any calibration: its spec describes them, as an environment's does."""
+    robot, _ = mock(tmp_path / "unused.json")
+    card = replace(robot.card, calibrations={})
+    camera, box = HAND.camera_spec(tool_frame="hand"), PointCloudConfig(num_points=8)
+    arrays = {**robot.spec.observation, "points": ArraySpec("points", (8, 3))}
+    spec = replace(robot.spec, observation=arrays, cameras={"wrist": camera}, point_cloud=points_to_json(box))
+    cut = replace(spec, point_cloud=points_to_json(replace(box, low_m=(0.2, -0.6, 0.004))))
+    moved = replace(spec, cameras={"wrist": replace(camera, position_m=(9.0, 0.0, 0.0))})
+    for keys, other, words in (
+        (("proprio", "points"), cut, r"low_m: \[-10.0, -10.0, -10.0\] in training, \[0.2, -0.6, 0.004\] here"),
+        (("proprio", "image/wrist"), moved, "camera wrist: .* m away"),
+        (("proprio", "points"), moved, "camera wrist: .* m away"),
+    ):
+        info = PolicyInfo(spec, keys, 1, 4, 2)
+        require_fits(info, spec, card)
+        with pytest.raises(DeployError, match=words):
+            require_fits(info, other, card)
+    for other in (cut, moved):
+        require_fits(PolicyInfo(spec, ("proprio",), 1, 4, 2), other, card)
 
 
 def test_a_camera_that_this_policy_does_not_use_is_not_looked_at(tmp_path: Path) -> None:

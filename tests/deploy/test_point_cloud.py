@@ -242,6 +242,16 @@ def test_points_of_another_box_are_refused_and_specs_keep_theirs() -> None:
     ):
         with pytest.raises(PolicyError, match=words):
             require_same_points(spec, replace(spec, point_cloud=points_to_json(replace(box, **change))), where="x")
+    # Two cameras joined are not one; where either does not say which, nothing is compared.
+    one, two = (replace(spec, point_cloud=points_to_json(box, names)) for names in (("base",), ("hand", "base")))
+    assert points_from_json(two.point_cloud, where="x") == box
+    with pytest.raises(PolicyError, match=r"cameras: \['base'\] in training, \['base', 'hand'\] here"):
+        require_same_points(one, two, where="x")
+    with pytest.raises(DataError, match=r"point_cloud.cameras"):
+        require_same_spec(one, two, where="x")
+    for pair in ((one, spec), (spec, one), (one, one)):
+        require_same_points(*pair, where="x")
+        require_same_spec(*pair, where="x")
     # Data from before the settings were in the spec go together with newer ones; other settings do not.
     old = replace(spec, point_cloud={})
     require_same_spec(old, spec, where="x")

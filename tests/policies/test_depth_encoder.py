@@ -13,6 +13,7 @@ import torch
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.errors import PolicyError
+from robot_rl.policies import pretrained
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
 from robot_rl.policies.encoder_depth import DepthEncoder, depth_range
 from robot_rl.policies.encoder_fusion import EncoderConfig, RepresentationConfig
@@ -192,3 +193,13 @@ def test_an_exported_policy_takes_metres(tmp_path: Path) -> None:
     seen, noise = observation(1), torch.randn(1, *made.noise_shape)
     theirs = OnnxPolicy(path, threads=1).act(seen.map(lambda x: x.numpy()), noise.numpy()).actions
     np.testing.assert_allclose(made.act(seen, noise).actions.numpy(), theirs, atol=1e-4)
+
+
+def test_pretrained_weights_are_of_the_pictures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`encoder=rgbd` with images.pretrained: depth has a network of its own, which no file fills."""
+    filled: list[str] = []
+    monkeypatch.setattr(pretrained, "read_card", lambda config: {"of": config.pretrained})
+    monkeypatch.setattr(pretrained, "_fill", lambda part, card: filled.append(card["of"]))
+    trained = policy(EncoderConfig(images=replace(SMALL, crop=0, pretrained="w.safetensors", licence="MIT")))
+    assert any(isinstance(part, DepthEncoder) for part in trained.encoder.parts.values())
+    assert [card["of"] for card in pretrained.load_pretrained(trained.encoder)] == filled == ["w.safetensors"]

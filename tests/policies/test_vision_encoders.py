@@ -17,6 +17,7 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.errors import PolicyError
 from robot_rl.fitting.denoising_ppo import LogProbReduction, chain_log_prob, sample_latents
+from robot_rl.fitting.online_update import let_encoder_learn
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
 from robot_rl.policies.encoder_fusion import EncoderConfig, RepresentationConfig
 from robot_rl.policies.encoder_images import Backbone, ImageEncoder, ImageEncoderConfig, Pooling, SpatialSoftmax
@@ -405,6 +406,13 @@ def test_pretrained_weights_are_loaded_and_stay(tmp_path: Path) -> None:
     trained.loss(window(), torch.Generator().manual_seed(0))[0].backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     assert all(torch.equal(before[k], v) for k, v in part.backbone.state_dict().items())
+    # Nor does RL touch them, whether its encoder learns or not.
+    learning = {name for name, p in trained.encoder.named_parameters() if p.requires_grad}
+    let_encoder_learn(trained.encoder, True)
+    assert {name for name, p in trained.encoder.named_parameters() if p.requires_grad} == learning
+    assert not any("backbone" in name for name in learning)
+    let_encoder_learn(trained.encoder, False)
+    assert not any(p.requires_grad for p in trained.encoder.parameters())
     # A checkpoint needs neither file.
     (tmp_path / "weights.safetensors").unlink()
     again = policy(config)

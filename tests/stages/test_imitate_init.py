@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy
 from robot_rl.runs.checkpoint import load_checkpoint, load_policy, save_checkpoint
 from robot_rl.runs.config import load_config
 from robot_rl.runs.directory import RunDirectory
+from robot_rl.specs import ArraySpec, EnvSpec
 from robot_rl.stages import collect, imitate, offline
 from robot_rl.stages.collect import CollectConfig
 from robot_rl.stages.imitate import ImitateConfig
@@ -86,6 +88,20 @@ def test_it_learns_from_there(place: Path) -> None:
     still = imitated(place / "a", *words, "train.num_steps=1", "train.learning_rate=1e-12")
     tuned = imitated(place / "b", *words, "train.num_steps=200")
     assert rmse(tuned) < 0.8 * rmse(still)
+
+
+def test_data_without_what_the_policy_never_saw_fits_and_the_policy_keeps_its_own_spec(
+    place: Path, tmp_path: Path
+) -> None:
+    """The policy of a recording with a camera that it does not look through goes on from data without one."""
+    first = load_checkpoint(only(place / "first"))
+    with EpisodeStore.open(str(place / "far.zarr"), mode="r") as store:
+        side = ArraySpec("image/side", (8, 8, 3), "uint8")
+        more = replace(store.spec, observation={**store.spec.observation, "image/side": side})
+    documents = {**first.documents, "spec": more.to_json()}
+    path = save_checkpoint(tmp_path, step=1, tensors={"policy": dict(first.tensors["policy"])}, documents=documents)
+    tuned = imitated(tmp_path / "run", f"dataset={place / 'far'}.zarr", f"init={path}", "train.num_steps=1")
+    assert EnvSpec.from_json(load_checkpoint(tuned).documents["spec"]) == more
 
 
 def test_another_task_is_refused(place: Path, tmp_path: Path) -> None:

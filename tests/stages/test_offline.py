@@ -168,6 +168,7 @@ def test_one_field_of_a_nested_configuration_keeps_the_stage_s_other_defaults() 
         (["datasets=[nowhere.zarr]"], 1, "nowhere.zarr"),
         (["collect=true"], 2, "collect=true"),
         (["methods=[pp]"], 2, "ppo"),
+        (["methods=[awr,ppo,awr]"], 2, "each method once a round"),
         (["gate.deciding=[fqee]"], 1, "fqe"),
     ],
 )

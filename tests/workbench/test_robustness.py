@@ -99,6 +99,10 @@ def test_success_falls_with_the_hue_and_not_with_the_brightness(
         (("p", "--env", "point_reach", "--hue-deg", "0"), 2, "a strength above 0"),
         (("p", "--env", "point_reach", "--brightness", "1.5"), 2, "brightness below 1"),
         (("p", "--hue-deg", "5"), 2, "--env"),
+        (("p", "--env", "point_reach", "--hue-deg", "5", "num_episodes=9"), 2, "num_episodes: expected --episodes"),
+        (("p", "--env", "point_reach", "--hue-deg", "5", "first_seed=9"), 2, "expected --first-seed"),
+        (("p", "--env", "point_reach", "--hue-deg", "5", "view_shift.hue_deg=9"), 2, "an option for each shift"),
+        (("p", "--env", "point_reach", "--hue-deg", "5", "env.view_shift.hue_deg=9"), 2, "an option for each shift"),
         (("p", "--env", "point_reach", "env.image_size=24", "--camera-deg", "5"), 1, "hue_deg and brightness alone"),
     ],
 )  # fmt: skip

@@ -142,12 +142,12 @@ def test_ddpm_is_every_level_down_to_the_clean_sample(checkpoints: tuple[Path, P
     assert play(ddpm, env, range(2), num_envs=2).number == 2
 
 
-def test_short_ddim_begins_at_the_noisiest_level_and_keeps_the_mean_of_gaussian_data(
+def test_short_ddim_begins_where_the_policy_does_and_keeps_the_mean_of_gaussian_data(
     checkpoints: tuple[Path, Path],
 ) -> None:
-    """With the exact denoiser of N(0.5, 0.3^2): from the noisiest level one step ends at the mean, from level 1 at noise."""
+    """With the exact denoiser of N(0.5, 0.3^2): from its noisiest level one step ends near the mean, from level 1 at noise."""
     policy = reference_of(str(checkpoints[0])).policy
-    wanted = {1: (99,), 2: (99, 1), 3: (99, 50, 1), 5: (99, 75, 50, 25, 1)}
+    wanted = {1: (91,), 2: (91, 1), 3: (91, 46, 1), 5: (91, 69, 46, 23, 1)}
     assert {steps: as_short_ddim(policy, steps).sampler.levels for steps in wanted} == wanted
     assert policy.with_steps(1).sampler.levels == (1,)
 
@@ -161,7 +161,7 @@ def test_short_ddim_begins_at_the_noisiest_level_and_keeps_the_mean_of_gaussian_
         return x
 
     short, leading = as_short_ddim(policy, 1).sampler, replace(policy.with_steps(1).sampler, mode=SamplingMode.eta0)
-    assert ends(short).mean().item() == pytest.approx(0.5, abs=0.01)
+    assert ends(short).mean().item() == pytest.approx(0.5, abs=0.02)  # 0.490 in closed form and here
     assert ends(leading).mean().item() == pytest.approx(0.0, abs=0.05)
     for steps in (2, 3, 5):
         assert ends(as_short_ddim(policy, steps).sampler).mean().item() == pytest.approx(0.5, abs=0.01)

@@ -58,8 +58,14 @@ def refuse_existing(target: Path) -> None:
         )  # fmt: skip
 
 
-def require_episodes(store: EpisodeStore) -> None:
-    """Raise DataError for a store without any."""
+def require_exportable(store: EpisodeStore) -> None:
+    """Raise DataError for a store without episodes, or with an observation that no import could bring back."""
+    for key in store.spec.observation:
+        if key not in ("proprio", "state", "points") and not key.startswith("image/"):
+            raise DataError(
+                f"{store.path}, {key}", expected="proprio, state, points and image/<camera>", got=key,
+                hint="The format has no place for it: `robot-rl data convert` makes points of depths; or copy the store.",
+            )  # fmt: skip
     if not len(store):
         raise DataError(
             f"{store.path}", expected="at least one episode", got="none", hint="Record or import some first."

@@ -16,7 +16,7 @@ import numpy as np
 
 from robot_rl.data.episode_stream import whole_episodes
 from robot_rl.data.formats import lerobot_sidecar as sidecar
-from robot_rl.data.formats.exporting import appears_whole, card_for, checksum, require_episodes
+from robot_rl.data.formats.exporting import appears_whole, card_for, checksum, require_exportable
 from robot_rl.data.formats.lerobot_stats import Statistics
 from robot_rl.data.formats.lerobot_tables import (
     CHUNKS_SIZE,
@@ -235,7 +235,7 @@ def _feature(array: ArraySpec) -> dict[str, Any]:
 def _check_request(store: EpisodeStore, images: str) -> None:
     if images not in IMAGES:
         raise DataError("LeRobot, images", expected=" or ".join(IMAGES), got=repr(images), hint="Correct it.")
-    require_episodes(store)
+    require_exportable(store)
     for key, array in store.spec.observation.items():
         if key.startswith("image/") and (array.dtype != "uint8" or len(array.shape) != 3 or array.shape[-1] != 3):
             raise DataError(

@@ -18,7 +18,7 @@ import numpy as np
 
 from robot_rl.data.episode_stream import whole_episodes
 from robot_rl.data.formats import robomimic_sidecar as sidecar
-from robot_rl.data.formats.exporting import appears_whole, card_for, checksum, require_episodes, verify_export
+from robot_rl.data.formats.exporting import appears_whole, card_for, checksum, require_exportable, verify_export
 from robot_rl.data.formats.robomimic import RobomimicSource
 from robot_rl.data.formats.spec_card import FinalObservation, SpecCard
 from robot_rl.data.store import EpisodeStore
@@ -106,7 +106,7 @@ def _check_request(store: EpisodeStore, done_mode: int, valid_fraction: float) -
             "robomimic", expected="done_mode 0, 1 or 2 and 0 <= valid_fraction < 1",
             got=f"{done_mode} and {valid_fraction}", hint="Correct it.",
         )  # fmt: skip
-    require_episodes(store)
+    require_exportable(store)
 
 
 def _write(
