@@ -254,7 +254,7 @@ class ChunkPlayer:
     def rest(self, step: int) -> tuple[Float32[Array, "Tp A"], int] | None:
         """What is planned from `step` on, its last action repeated, and how many actions of it are planned; None: nothing.
 
-        Of an ensemble that is the average of its chunks, as far as the newest one goes.
+        Of an ensemble that is the average of its chunks, as far as the newest one goes; of a blend, the actions between both.
         """
         # Where the usable actions end just now nothing was held yet: the last of them was played.
         if self._current is None or self._is_off_plan or step - self._current.start > self._usable:
@@ -264,6 +264,8 @@ class ChunkPlayer:
             return None
         if self._kind is Execution.ensemble:
             left = np.stack([self._averaged(later) for later in range(step, step + len(left))])
+        else:  # where a blend goes on, what will be played is neither of the two chunks
+            left = np.stack([self._blended(action, later) for later, action in enumerate(left, start=step)])
         padding = np.repeat(left[-1:], self._horizon - len(left), axis=0)
         return np.concatenate([left, padding]), len(left)
 

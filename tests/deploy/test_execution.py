@@ -136,6 +136,28 @@ def test_rest_of_the_chunk_that_is_played() -> None:
     assert player.rest(8) is None
 
 
+@pytest.mark.parametrize("kind", [Execution.asynchronous, Execution.rtc])
+def test_rest_of_a_blend_is_what_will_be_played(kind: Execution) -> None:
+    """Asked at 4, there at 6, blended over three steps, of which the old chunk has two; the gripper (element 1) changes at once."""
+    player = ChunkPlayer(kind, ChunkRule(blend_steps=3), interval=4, horizon=H, discrete=(1,))
+    chunk = np.arange(H, dtype=np.float32)[:, None] + np.zeros(2, np.float32)
+    for step, delay in ((0, 0), (4, 2)):
+        player.ask(step, 100 * step + chunk, delay=delay)
+    for step in range(6):
+        player.action(step)
+    player.collect(6)
+    rest = player.rest(6)
+    assert rest is not None
+    assert rest[0].dtype == np.float32
+    assert rest[0][:, 0].tolist() == [0.75 * 6 + 0.25 * 402, 0.5 * 7 + 0.5 * 403, 404, 405, 406, 407, 407, 407]
+    assert (rest[0][:, 1].tolist(), rest[1]) == ([402, 403, 404, 405, 406, 407, 407, 407], 6)
+    told = player.continuation(7, expected=2)
+    assert told is not None
+    assert told[0][:2, 0].tolist() == [0.5 * 7 + 0.5 * 403, 404]
+    played = [player.action(step) for step in range(6, 12)]
+    np.testing.assert_array_equal(np.stack(played), rest[0][:6])  # type: ignore[arg-type]
+
+
 def test_continuation_weights_by_hand() -> None:
     """Equation 5 of arXiv 2506.07339 with H = 8, d = 2, s = 3: five actions are planned."""
     weights = continuation_weights(committed=2, planned=5, horizon=8)
