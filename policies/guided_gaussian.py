@@ -86,7 +86,7 @@ class GuidedGaussian:
             labels: of the same steps; None: no teacher term.
             guidance: of the term, and where learning rate and KL limit go with its weight.
             env_steps: at the start of the batch, for the weight.
-            traces: for option redi.
+            traces: for option redi, with at least as many frames as this student sees.
 
         Returns:
             Numbers of PPO's update, "learning_rate", and with a term "distill_loss", "gate" (share of rows that
@@ -151,9 +151,10 @@ class _Term:
         _, returns = advantages(student.network, batch, replace(student.config, trace=1.0))
         segments = segment_returns(returns, batch.terminated | batch.truncated)[played]
         self._segments, self._floor = segments, float(segments.quantile(guidance.quantile))
-        self._traces: tuple[torch.Tensor, ...] | None = None
+        self._traces: tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor] | None = None
         if traces is not None:
-            seen = policy.encoder(traces.observation.map(lambda array: array.to(device)))
+            frames, keys = traces.observation.arrays(), policy.config.observation_keys
+            seen = {key: frames[key][:, -student.history :] for key in keys}
             self._traces = seen, normalized(traces.action), traces.success.to(device)
         self.is_on = bool(self._asked.any()) or self._traces is not None
         self._helps: float | None = None
@@ -188,11 +189,16 @@ class _Term:
         if self._traces is not None:
             seen, action, success = self._traces
             size = min(self.guidance.trace_batch, len(action))
-            some = torch.randperm(len(action), generator=self.student.generator)[:size].to(action.device)
+            some = torch.randperm(len(action), generator=self.student.generator)[:size]
+            # Encoded in every minibatch: an encoder that learns has changed since the last one.
+            feature = self.student.policy.encoder.encode(
+                {key: array[some].to(action.device) for key, array in seen.items()}
+            )
+            rows_of = some.to(action.device)
             traced = {
-                "trace_mean": self._mean(seen[some]),
-                "trace_action": action[some],
-                "trace_success": success[some],
+                "trace_mean": self._mean(feature),
+                "trace_action": action[rows_of],
+                "trace_success": success[rows_of],
             }
         return GuidanceInputs(
             mean=self._mean(self._condition(rows)), log_std=self.student.policy.log_std, old_mean=self._old_mean[rows],
