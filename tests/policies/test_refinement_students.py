@@ -19,7 +19,7 @@ from robot_rl.envs.point_reach import PointReachConfig, make_env
 from robot_rl.errors import PolicyError
 from robot_rl.fitting import guided_denoising
 from robot_rl.fitting.guided_denoising import GuidedDenoising, GuidedDenoisingConfig
-from robot_rl.fitting.guided_term import TeacherTerm
+from robot_rl.fitting.guided_term import TeacherTerm, teacher_slope
 from robot_rl.fitting.online_update import UpdateConfig
 from robot_rl.policies.baseline_gaussian import GaussianPpoConfig, new_actor
 from robot_rl.policies.diffusion import config_to_json
@@ -115,6 +115,30 @@ def test_what_a_teacher_says_beyond_the_bounds_is_what_would_be_played() -> None
         for value in (50.0, float(student.policy.action_high[0]))
     ]
     assert losses[0] == losses[1]
+
+
+def test_the_gates_of_a_denoising_student_look_at_centred_advantages_and_whole_returns() -> None:
+    student, env = denoising()
+    batch, config = next(student.rollouts(env, iter(range(100)))), student.config
+    update = UpdateConfig(0.0, 0.0, config.ppo, config.value)
+    played = batch.decisions
+    # Rewards of about 100, and the better the further a step was from the teacher: it does not help.
+    told = labels(float(student.policy.action_high[0]) / 2)
+    said = student.policy.normalizer.apply("action", told.teacher[:, 0].transpose(0, 1).flatten(0, 1))
+    slope = teacher_slope(student.policy, played, said, torch.ones(8))
+    for sign, helps in ((-1.0, 0.0), (1.0, 1.0)):
+        reward = 100 + sign * (slope - slope.mean()) / slope.std()
+        other = replace(batch, decisions=replace(played, reward=reward))
+        gated = GuidanceConfig(option=Guidance.gated, gate_z=0.0)
+        assert TeacherTerm(student.learner, other, told, gated, update=update).numbers()["helps"] == helps
+    # The reward comes at the last of four steps alone: with GAE's trace of 0 the first step's return would be V.
+    ended = torch.tensor([False, False, False, True]).repeat(2)
+    late = replace(played, reward=torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 2.0]), terminated=ended)
+    late = replace(late, truncated=torch.zeros_like(ended))
+    kepo = GuidanceConfig(option=Guidance.kepo)
+    whole = UpdateConfig(1.0, 0.0, config.ppo, config.value)
+    term = TeacherTerm(student.learner, replace(batch, decisions=late), told, kepo, update=whole)
+    assert term._rows.tolist() == [4, 5, 6, 7]  # all of env 1, whose return is above the quantile
 
 
 @pytest.mark.parametrize(("final", "expected"), [(0.03, 0.65), (None, 1.0)])
