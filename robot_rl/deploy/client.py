@@ -57,7 +57,7 @@ class PolicyClient:
 
     A lost connection is opened anew once a request, said in the log and counted in `reconnects`; the request is then sent
     again, to a server that begins a new history. A late answer is an error, and its connection is closed, so it can't be
-    taken for that of a later request.
+    taken for that of a later request. A shallow copy is a client of its own.
 
     Args:
         uri: ws://host:port or wss://host:port.
@@ -82,10 +82,22 @@ class PolicyClient:
         keys = tuple(hello["observation_keys"])
         self.config = OnnxPolicyConfig(keys, hello["history"], hello["horizon"], hello["execute"])
         self.sampling: str = hello["sampling"]
-        self.provider = f"server {uri}"
+        self.computed = _computed(uri, hello.get("computed") or {})  # of a server that says nothing, nothing is known
+        self.provider: str = self.computed["provider"]
         self.noise_rule, self.noise_seed = NoiseRule(hello["noise"]["rule"]), int(hello["noise"]["seed"])
         draws, horizon, size = hello["noise"]["shape"]
         self.noise_shape: tuple[int, int, int] = (draws, horizon, size)
+
+    def __copy__(self) -> PolicyClient:
+        """Another client of the same server, with a connection and so an episode of its own there.
+
+        Raises:
+            DeployError: no server of ours answers, or it has another policy by now.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _connection=None, _away_s=0.0, _requests=0, reconnects=0)
+        other._connect_to_same()
+        return other
 
     def noise(self) -> NoiseSource:
         """The noise source that the server states."""
@@ -189,10 +201,12 @@ class PolicyClient:
             )
         else:
             time.sleep(_PAUSE_S)
-        hello = self._connect()
-        if hello != self._hello:
+        self._connect_to_same()
+
+    def _connect_to_same(self) -> None:
+        if self._connect() != self._hello:
             self.close()
-            raise self._broken("the same policy as before", "another one")
+            raise self._broken("the same policy as before, computed in the same way", "another one")
 
     def _connect(self) -> dict[str, Any]:
         """Open a connection and read the server's first frame."""
@@ -225,6 +239,12 @@ class PolicyClient:
     def _broken(self, expected: str, got: str, *, is_away: bool = False) -> DeployError:
         hint = "Is it running there (`robot-rl serve`), with this API key? /healthz and /metrics say more."
         return (NoAnswerError if is_away else DeployError)(self.uri, expected=expected, got=got[:1000], hint=hint)
+
+
+def _computed(uri: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """See computed_by."""
+    provider = f", {told['provider']}" if told.get("provider") else ""
+    return {"provider": f"server {uri}{provider}", "threads": told.get("threads"), "precision": told.get("precision")}
 
 
 def open_client(config: Mapping[str, Any]) -> PolicyClient:

@@ -23,7 +23,7 @@ import numpy as np
 
 from robot_rl.deploy import wire
 from robot_rl.deploy.noise import NoiseSource
-from robot_rl.deploy.serving import ClientSession, metadata
+from robot_rl.deploy.serving import MOST_ROWS, ClientSession, metadata
 from robot_rl.errors import DataError, DeployError, RobotRlError
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,9 @@ class ServerOptions:
         port: 0 takes a free one.
         api_key: clients must send `Authorization: Api-Key <it>`; "" for none.
         names: our observation key -> the keys of the clients, joined in this order.
+        computed: what clients are told of who computes the actions (computed_by.py); empty: nothing.
         most_bytes: of one message; a longer one ends its client with close 1009.
+        most_rows: of one `act` or mask.
         most_clients: more are answered 503.
         workers: inferences at the same time.
         ping_every_s, ping_timeout_s: a client that answers no ping for so long is dropped.
@@ -53,7 +55,9 @@ class ServerOptions:
     port: int = 8000
     api_key: str = ""
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    computed: Mapping[str, Any] = field(default_factory=dict)
     most_bytes: int = 64 << 20
+    most_rows: int = MOST_ROWS
     most_clients: int = 16
     workers: int = 1
     ping_every_s: float = 10.0
@@ -116,7 +120,7 @@ class PolicyServer:
         self._policy, self._noise, self._options = policy, noise, options
         self.metrics = ServerMetrics()
         self.port = 0
-        self._hello = wire.pack(metadata(policy, noise))
+        self._hello = wire.pack(metadata(policy, noise, options.computed))
         self._seeds = itertools.count()
         self._workers = ThreadPoolExecutor(options.workers, thread_name_prefix="policy")
         self._thread = threading.Thread(target=self._run, name="policy server", daemon=True)
@@ -224,8 +228,9 @@ class PolicyServer:
         loop = asyncio.get_running_loop()
         try:
             session = ClientSession(
-                self._policy, self._noise, names=self._options.names, next_seed=lambda: next(self._seeds)
-            )
+                self._policy, self._noise, names=self._options.names, next_seed=lambda: next(self._seeds),
+                most_rows=self._options.most_rows,
+            )  # fmt: skip
             await connection.send(self._hello)
             previous_ms: float | None = None
             async for frame in connection:
@@ -268,7 +273,7 @@ def _check(options: ServerOptions, keys: tuple[str, ...]) -> None:
             f"observation: {unknown or dict(options.names)}", expected=f"names for {list(keys)}", got="others, or none",
             hint="observation={<our key>: [<keys of the client>]}.",
         )  # fmt: skip
-    if options.workers < 1 or options.most_clients < 1 or options.most_bytes < 1:
+    if min(options.workers, options.most_clients, options.most_bytes, options.most_rows) < 1:
         raise DeployError(
-            "server", expected="workers, most_clients and most_bytes of at least 1", got=str(options)[:300], hint="Correct."
+            "server", expected="workers, most_clients, most_bytes and most_rows of at least 1", got=str(options)[:300], hint="Correct."
         )  # fmt: skip

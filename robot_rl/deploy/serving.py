@@ -26,10 +26,11 @@ from robot_rl.types import Observation, Reading
 
 ENDPOINTS = ("infer", "observe", "act", "reset")
 PROTOCOL = "robot-rl serve 1"
+MOST_ROWS = 256
 
 
-def metadata(policy: Any, noise: NoiseSource) -> dict[str, Any]:
-    """First frame of a server: what a client must know of the policy; JSON types."""
+def metadata(policy: Any, noise: NoiseSource, computed: Mapping[str, Any]) -> dict[str, Any]:
+    """First frame of a server: what a client must know of the policy; JSON types. `computed`: see computed_by."""
     config = policy.config
     return {
         "protocol": PROTOCOL,
@@ -40,6 +41,7 @@ def metadata(policy: Any, noise: NoiseSource) -> dict[str, Any]:
         "execute": config.execute,
         "sampling": str(getattr(policy, "sampling", "")),
         "noise": {"rule": noise.rule.value, "seed": noise.seed, "shape": list(noise.shape)},
+        "computed": dict(computed),
     }
 
 
@@ -58,11 +60,15 @@ class ClientSession:
         noise: its source.
         names: our key -> the client's keys, joined in this order; a key that is missing has our own name.
         next_seed: gives the noise's episode seed of an episode whose reset names none.
+        most_rows: of one `act` or mask: small pictures fit a message by the thousand, and what a policy needs for them does not
+            fit the memory.
     """
 
     def __init__(
-        self, policy: Any, noise: NoiseSource, *, names: Mapping[str, tuple[str, ...]], next_seed: Callable[[], int]
-    ) -> None:
+        self, policy: Any, noise: NoiseSource, *, names: Mapping[str, tuple[str, ...]], next_seed: Callable[[], int],
+        most_rows: int = MOST_ROWS,
+    ) -> None:  # fmt: skip
+        self._most_rows = most_rows
         self._policy, self._noise, self._names, self._next_seed = copy.copy(policy), noise, names, next_seed
         spec, config = policy.spec, policy.config
         self._spec: EnvSpec = spec
@@ -104,6 +110,7 @@ class ClientSession:
         if mask is not None:
             if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 1:
                 raise DataError("message, mask", expected="bool (N,)", got=_shape(mask), hint="One entry for each row.")
+            self._check_rows("mask", len(mask))
             self._policy.reset(mask.copy())
             return {"reset": int(mask.sum())}
         if not (seed is None or (type(seed) is int and 0 <= seed < 1 << 63)):
@@ -133,6 +140,7 @@ class ClientSession:
                 "message", expected="observation and noise", got=f"{sorted(message)}", hint="As `act` takes."
             )
         rows, checked = len(noise) if noise.ndim else 0, {}
+        self._check_rows("noise", rows)
         for key in self._keys:
             spec, value = self._spec.observation[key], arrays.get(key)
             checked[key] = _fitting(value, spec, (rows, history, *spec.shape), where=f"observation, key {key!r}")
@@ -144,6 +152,13 @@ class ClientSession:
         if "proprio" not in checked:  # a policy of images alone; Observation wants the key
             checked["proprio"] = np.zeros((rows, history, 0), np.float32)
         return self._ask(Observation.from_arrays(checked), noise.copy())
+
+    def _check_rows(self, key: str, rows: int) -> None:
+        if rows > self._most_rows:
+            raise DataError(
+                f"message, {key}", expected=f"at most {self._most_rows} rows", got=str(rows),
+                hint="Ask in several messages, or start the server with a larger most_rows.",
+            )  # fmt: skip
 
     def _ask(self, observation: Observation, noise: Array) -> dict[str, Any]:
         began = time.perf_counter()

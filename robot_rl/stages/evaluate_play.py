@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from robot_rl.chunk_execution import DelayedActor
-from robot_rl.deploy.engine_cache import Precision
+from robot_rl.deploy.computed_by import computed_by
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
-from robot_rl.deploy.onnx_checks import arithmetic
-from robot_rl.deploy.onnx_policy import TENSORRT_PROVIDER
 from robot_rl.engines.tasks import EngineKind, OnEpisode
 from robot_rl.errors import PolicyError
 from robot_rl.rollout import Actor, PolicyActor, rollout
@@ -104,10 +102,6 @@ def policy_actor(policy: Any, config: EvaluateConfig) -> tuple[Actor, dict[str, 
     rule = own if config.noise_rule is None else config.noise_rule
     seed = getattr(policy, "noise_seed", 0) if config.noise_seed is None else config.noise_seed
     noise = NoiseSource(rule=rule, seed=seed, shape=policy.noise_shape)
-    device = getattr(policy, "device", None)
-    provider = getattr(policy, "provider", None) or ("numpy" if device is None else f"torch {device}")
-    # What allow_cpu permitted runs in fp32, whatever was asked for.
-    is_engine = getattr(policy, "runtime", "") in ("openvino", "tensorrt") or provider == TENSORRT_PROVIDER
     described = {
         "path": config.policy,
         "class": type(policy).__name__,
@@ -117,12 +111,7 @@ def policy_actor(policy: Any, config: EvaluateConfig) -> tuple[Actor, dict[str, 
         "horizon": policy.config.horizon,
         "execute": policy.config.execute,
         "history": policy.config.history,
-        "threads": getattr(policy, "threads", config.threads),
-        "provider": provider,
-        "precision": arithmetic(
-            getattr(policy, "metadata", {}), (config.precision if is_engine else Precision.fp32).value
-        ),
-    }
+    } | computed_by(policy, precision=config.precision, threads=config.threads)
     described |= {"rti": policy.describe()} if _is_warm(policy) else {}
     if config.critic:
         described |= {"best_of": config.best_of, "critic": config.critic}

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.deploy.computed_by import computed_by
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.noise import NoiseRule
 from robot_rl.deploy.server import PolicyServer, ServerOptions
-from robot_rl.deploy.serving import noise_of
+from robot_rl.deploy.serving import MOST_ROWS, noise_of
 from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, Runtime
 from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.runs.directory import RunDirectory
@@ -48,6 +49,7 @@ class ServeConfig:
         workers: inferences at the same time.
         most_clients: that may be connected.
         most_mb: largest message, 2^20 bytes.
+        most_rows: observations in one message, of an evaluation with so many num_envs.
         ping_every_s, ping_timeout_s: a client that answers no ping for so long is dropped.
         seconds: how long to serve; null: until stopped.
         seed, run_root, resume: as in every stage.
@@ -70,6 +72,7 @@ class ServeConfig:
     workers: int = 1
     most_clients: int = 16
     most_mb: int = 64
+    most_rows: int = MOST_ROWS
     ping_every_s: float = 10.0
     ping_timeout_s: float = 20.0
     seconds: float | None = None
@@ -85,6 +88,11 @@ def run(config: ServeConfig, run: RunDirectory) -> dict[str, Any]:
     """Serve until stopped; returns what was served."""
     if not config.policy:
         raise ConfigError("serve", expected="policy=<run or .onnx file>", got="none", hint="Name the policy to serve.")
+    if config.policy.startswith(("ws://", "wss://")):
+        raise ConfigError(
+            "serve", expected="a policy that is computed here", got=config.policy,
+            hint="Clients can ask that server themselves; a proxy in front of it needs no robot-rl.",
+        )  # fmt: skip
     policy = load_any_policy(
         EvaluateConfig(
             policy=config.policy, mode=config.mode, runtime=config.runtime, provider=config.provider,
@@ -98,7 +106,8 @@ def run(config: ServeConfig, run: RunDirectory) -> dict[str, Any]:
             hint="It starts from what the client still has to play, which no message says. Serve policy.onnx, or `robot-rl deploy` it.",
         )  # fmt: skip
     noise = noise_of(policy, rule=config.noise_rule, seed=config.noise_seed)
-    server = PolicyServer(policy, noise, _options(config))
+    computed = computed_by(policy, precision=config.precision, threads=config.threads)
+    server = PolicyServer(policy, noise, replace(_options(config), computed=computed))
     began = time.monotonic()
     with interruptible() as stop:
         server.start()
@@ -123,6 +132,6 @@ def _options(config: ServeConfig) -> ServerOptions:
         raise ConfigError("observation", expected="texts", got=str(names), hint="observation.proprio=[state]")
     return ServerOptions(
         host=config.host, port=config.port, api_key=os.environ.get(config.key_env, "") if config.key_env else "",
-        names=names, most_bytes=config.most_mb << 20, most_clients=config.most_clients, workers=config.workers,
+        names=names, most_bytes=config.most_mb << 20, most_rows=config.most_rows, most_clients=config.most_clients, workers=config.workers,
         ping_every_s=config.ping_every_s, ping_timeout_s=config.ping_timeout_s,
     )  # fmt: skip

@@ -172,7 +172,7 @@ def _policy_words(policy: Any) -> tuple[str, str]:
         return str(policy or "unknown"), ""
     if "expert" in policy:
         return f"expert {str(policy['expert'].get('_target_', '')).rpartition('.')[2]}", ""
-    facts = [str(policy[key]) for key in ("class", "provider", "precision") if key in policy]
+    facts = [str(policy[key]) for key in ("class", "provider", "precision") if policy.get(key) is not None]
     return str(policy.get("path", "unknown")), ", ".join(facts)
 
 

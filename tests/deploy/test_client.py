@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ from robot_rl.deploy.inference import PolicySource, ProcessPolicy
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.deploy.policy_words import NoAnswerError
 from robot_rl.deploy.server import PolicyServer, ServerOptions
-from robot_rl.errors import DeployError
+from robot_rl.errors import ConfigError, DeployError
 from robot_rl.types import Observation
 
 NOISE = NoiseSource(NoiseRule.seeded, 4, (1, 3, 2))
@@ -99,6 +100,30 @@ def test_a_late_answer_is_an_error_and_never_that_of_the_next_request() -> None:
     server.close()
 
 
+def test_a_copy_has_an_episode_of_its_own_on_the_server(server: PolicyServer) -> None:
+    """The policy counts calls since the reset of its client: 1000 for each."""
+    one = PolicyClient(uri(server))
+    assert [ask(one) for _ in range(3)] == [1, 1001, 2001]
+    other = copy.copy(one)
+    assert [ask(other), ask(one), ask(other)] == [1, 3001, 1001]
+    other.reset(np.array([True]))
+    assert [ask(other), ask(one)] == [1, 4001]
+    assert (one.reconnects, other.reconnects) == (0, 0)
+    one.close()
+    assert ask(other) == 1001
+    other.close()
+
+
+def test_a_copy_without_a_place_at_the_server_is_refused(server: PolicyServer) -> None:
+    full = start(most_clients=1)
+    client = PolicyClient(uri(full))
+    with pytest.raises(DeployError, match="503"):
+        copy.copy(client)
+    assert ask(client) == 1.0
+    client.close()
+    full.close()
+
+
 def test_errors_of_the_server_are_told_and_the_next_request_goes_on(
     server: PolicyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,7 +153,7 @@ def test_a_server_that_comes_back_is_found_and_another_policy_is_refused() -> No
     assert reconnects == 2
     second.close()
     third = start(ServedPolicy(history=1), port=port)
-    with pytest.raises(DeployError, match="the same policy as before, got another one"):
+    with pytest.raises(DeployError, match="the same policy as before, computed in the same way, got another one"):
         ask(client)
     third.close()
 
@@ -312,7 +337,7 @@ def test_serve_through_the_command_line(tmp_path: Path) -> None:
     spec, actions = small_spec(), np.arange(8, dtype=np.float32).reshape(4, 2)
     write_policy(tmp_path / "policy.onnx", spec, actions, execute=3)
     process = subprocess.Popen(
-        [sys.executable, "-m", "robot_rl", "serve", "policy=policy.onnx", "port=0", "--json"], cwd=tmp_path, text=True,
+        [sys.executable, "-m", "robot_rl", "serve", "policy=policy.onnx", "port=0", "threads=2", "--json"], cwd=tmp_path, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"ROBOT_RL_SERVE_KEY": "k"},
     )  # fmt: skip
     try:
@@ -328,16 +353,28 @@ def test_serve_through_the_command_line(tmp_path: Path) -> None:
         assert process.returncode == 0, err
         summary = json.loads(out)
         assert (summary["requests"], summary["connections"], summary["errors"]) == (1, 1, {})
+        assert client.computed == {
+            "provider": f"server {client.uri}, CPUExecutionProvider", "threads": 2, "precision": "fp32"
+        }  # fmt: skip
+        assert client.provider == client.computed["provider"]
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_server_of_a_server_is_refused(tmp_path: Path) -> None:
+    from robot_rl.runs.directory import RunDirectory
+    from robot_rl.stages import serve
+
+    with pytest.raises(ConfigError, match="a policy that is computed here, got ws://"):
+        serve.run(serve.ServeConfig(policy="ws://127.0.0.1:1"), RunDirectory(tmp_path))
 
 
 def test_names_of_the_clients_come_from_the_command_line() -> None:
     from robot_rl.runs.config import load_config
     from robot_rl.stages.serve import ServeConfig, _options
 
-    words = ["policy=x", "observation={proprio:[a/b,c],image/front:images/cam_high}", "most_mb=2"]
+    words = ["policy=x", "observation={proprio:[a/b,c],image/front:images/cam_high}", "most_mb=2", "most_rows=9"]
     options = _options(load_config(ServeConfig, words, name="serve"))
     assert options.names == {"proprio": ("a/b", "c"), "image/front": ("images/cam_high",)}
-    assert options.most_bytes == 2 << 20
+    assert (options.most_bytes, options.most_rows) == (2 << 20, 9)

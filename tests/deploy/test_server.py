@@ -74,7 +74,7 @@ def test_first_frame_and_a_chunk_by_hand(serve: Serve) -> None:
     assert (spec["env_id"], spec["action"]["shape"]) == ("Served", [2])
     assert client.hello == {
         "protocol": "robot-rl serve 1", "observation_keys": ["proprio"], "history": 2, "horizon": 3, "execute": 2,
-        "sampling": "known", "noise": {"rule": "seeded", "seed": 4, "shape": [1, 3, 2]},
+        "sampling": "known", "noise": {"rule": "seeded", "seed": 4, "shape": [1, 3, 2]}, "computed": {},
     }  # fmt: skip
     first = client.proprio(1, 2, request_id="a")
     assert set(first) == {"actions", "execute", "policy_timing", "server_timing", "request_id"}
@@ -198,6 +198,11 @@ def bad(**changes: Any) -> dict[str, Any]:
             {"endpoint": "act", "observation": {"proprio": np.zeros((2, 2), "f4")}, "noise": np.zeros((2, 1, 3, 2), "f4")},
             "expected float32 (2, 2, 2), got float32 (2, 2)",
         ),
+        ({"endpoint": "reset", "mask": np.zeros(257, bool)}, "message, mask: expected at most 256 rows, got 257"),
+        (
+            {"endpoint": "act", "observation": {}, "noise": np.zeros((257, 1, 3, 2), "f4")},
+            "message, noise: expected at most 256 rows, got 257",
+        ),
         (bad(proprio=np.float32([FAIL, 0])), "RuntimeError: the weights are gone"),
     ],
 )  # fmt: skip
@@ -214,6 +219,20 @@ def test_a_bad_message_ends_its_client_and_no_other(serve: Serve, message: dict[
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1011
     np.testing.assert_array_equal(good.proprio(3, 4)["actions"], np.float32([1013, 1024]) + noise(0, 1))
+
+
+def test_as_many_rows_as_the_server_is_told_are_answered(serve: Serve) -> None:
+    message = {
+        "endpoint": "act",
+        "observation": {"proprio": np.zeros((3, 2, 2), "f4")},
+        "noise": np.zeros((3, 1, 3, 2), "f4"),
+    }
+    for most, fits in ((3, True), (2, False)):
+        client = RawClient(serve(most_rows=most).port)
+        client.connection.send(packed(message))
+        got = client.receive()
+        assert isinstance(got, str) != fits
+        assert not fits or unpacked(got)["actions"].shape == (3, 3, 2)
 
 
 def test_text_frames_lists_and_numbers_as_keys_are_refused(serve: Serve) -> None:
@@ -283,6 +302,8 @@ def test_what_can_not_be_served(serve: Serve) -> None:
         serve(host="0.0.0.0")
     with pytest.raises(DeployError, match="names for"):
         serve(names={"state": ("state",)})
+    with pytest.raises(DeployError, match="most_rows of at least 1"):
+        serve(most_rows=0)
     with pytest.raises(DeployError, match="a free port"):
         serve(port=serve().port)
 

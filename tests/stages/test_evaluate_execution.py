@@ -104,7 +104,11 @@ def test_a_server_computes_the_same_evaluation(config: EvaluateConfig) -> None:
     uri = f"ws://127.0.0.1:{server.port}"
     plain, far = evaluate(config, num_envs=2), evaluate(config, num_envs=2, policy=uri)
     assert {key: far[key] for key in MEASURES} == {key: plain[key] for key in MEASURES}
-    assert far["protocol"]["policy"]["provider"] == f"server {uri}"
+    said = {key: far["protocol"]["policy"][key] for key in ("provider", "threads", "precision")}
+    assert said == {"provider": f"server {uri}", "threads": None, "precision": None}  # it was told nothing
+    late = {"execution": Execution.asynchronous, "latency_ms": 200.0, "num_envs": 2}
+    here, there = evaluate(config, **late), evaluate(config, policy=uri, **late)
+    assert {key: there[key] for key in MEASURES} == {key: here[key] for key in MEASURES}
     with pytest.raises(PolicyError, match="no mode, rti or critic"):
         evaluate(config, policy=uri, mode=SamplingMode.mean)
     server.close()
