@@ -13,6 +13,7 @@ from robot_rl.deploy.execution import Execution
 from robot_rl.deploy.inference import PolicySource
 from robot_rl.deploy.loop_parts import LoopConfig
 from robot_rl.deploy.onnx_policy import CPU_PROVIDER, exported_file
+from robot_rl.deploy.runtime_options import PolicyKind, RuntimeOptions, require_read
 from robot_rl.deploy.tensorrt_policy import Runtime
 from robot_rl.errors import ConfigError, PolicyError
 
@@ -35,27 +36,15 @@ def source_of(
 
     Raises:
         PolicyError: none of them.
-        ConfigError: a runtime for what is no file, threads for a server, waits for what is none, or a provider for another
-            runtime than onnxruntime.
+        ConfigError: options that nobody would read (runtime_options.py), or waits for what is no server.
     """
     is_served = policy.startswith(("ws://", "wss://"))
     is_checkpoint = not is_served and loop.execution is Execution.rtc and exported_file(policy) is None and bool(policy)
-    if (is_served or is_checkpoint) and (runtime is not Runtime.onnx or provider != CPU_PROVIDER):
-        raise ConfigError(
-            f"runtime={runtime.value}", expected="none for a server or a checkpoint", got=f"policy={policy}",
-            hint="Give it to `robot-rl serve`; a checkpoint runs in torch.",
-        )  # fmt: skip
-    if is_served and threads != 1:
-        raise ConfigError(
-            f"threads={threads}", expected="none for a server", got=f"policy={policy}", hint="The server has its own."
-        )
+    kind = PolicyKind.served if is_served else PolicyKind.checkpoint if is_checkpoint else PolicyKind.file
+    require_read(policy, kind, RuntimeOptions(runtime=runtime, provider=provider, threads=threads))
     if not is_served and server != ROBOT_TIMES:
         raise ConfigError(
             "server", expected="policy=ws://host:port", got=f"policy={policy}", hint="Leave server.* out: nobody is waited for."
-        )  # fmt: skip
-    if runtime is not Runtime.onnx and provider != CPU_PROVIDER:
-        raise ConfigError(
-            f"provider={provider}", expected="runtime=onnx", got=f"runtime={runtime.value}", hint="It is one of onnxruntime."
         )  # fmt: skip
     if is_served:
         return PolicySource(target="robot_rl.deploy.client:open_client", config={"uri": policy, **asdict(server)})

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,14 @@ from robot_rl.algorithms.disturbance import Push, Shift
 from robot_rl.algorithms.view_shift import ViewShift
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.data.same_cameras import require_same_cameras
-from robot_rl.data.same_spec import require_same_actions
+from robot_rl.data.same_spec import observing, require_same_actions
 from robot_rl.deploy.client import open_client
 from robot_rl.deploy.engine_cache import Precision
 from robot_rl.deploy.execution import ChunkRule, Execution
 from robot_rl.deploy.noise import NoiseRule
 from robot_rl.deploy.onnx_policy import exported_file
 from robot_rl.deploy.point_cloud import require_same_points
+from robot_rl.deploy.runtime_options import PolicyKind, RuntimeOptions, require_read
 from robot_rl.deploy.tensorrt_policy import DEFAULT_CACHE, EngineOptions, Runtime, open_policy
 from robot_rl.engines.tasks import EngineKind, PlayerPlan, blocks, grid_size, open_engine
 from robot_rl.errors import ConfigError, EnvError, PolicyError
@@ -209,15 +209,22 @@ def disturbed_env(config: EvaluateConfig) -> tuple[dict[str, Any], Push | None]:
 
 
 def load_any_policy(config: EvaluateConfig) -> Any:
-    """A policy from an .onnx file, a run directory, a checkpoint or a server. Raises PolicyError, RunError or DeployError."""
-    if config.policy.startswith(("ws://", "wss://")):
+    """A policy from an .onnx file, a run directory, a checkpoint or a server.
+
+    Raises:
+        RobotRlError: it can't be loaded, or an option that it does not read was given.
+    """
+    is_served, exported = config.policy.startswith(("ws://", "wss://")), exported_file(config.policy)
+    kind = PolicyKind.served if is_served else PolicyKind.checkpoint if exported is None else PolicyKind.file
+    options = RuntimeOptions(config.runtime, config.precision, config.provider, config.allow_cpu, config.threads)
+    require_read(config.policy, kind, options)
+    if is_served:
         if config.mode is not None or config.critic or config.rti is not None:
             raise PolicyError(
                 config.policy, expected="no mode, rti or critic for a policy that a server computes", got="one of them",
                 hint="Give `robot-rl serve` the mode.",
             )  # fmt: skip
         return open_client({"uri": config.policy})
-    exported = exported_file(config.policy)
     if exported is not None and config.mode is not None:
         raise PolicyError(
             config.policy, expected="no mode for an .onnx file, which was exported in one", got=f"mode={config.mode.value}",
@@ -229,11 +236,6 @@ def load_any_policy(config: EvaluateConfig) -> Any:
         return open_policy(
             exported, runtime=config.runtime, provider=config.provider, allow_cpu=config.allow_cpu, threads=config.threads,
             options=EngineOptions(cache=config.engine_cache, precision=config.precision, max_batch=max_batch),
-        )  # fmt: skip
-    if config.runtime is not Runtime.onnx or config.precision is not Precision.fp32:
-        raise PolicyError(
-            config.policy, expected=f"an .onnx file for runtime={config.runtime.value} precision={config.precision.value}",
-            got="a run or checkpoint directory", hint=f"Run `robot-rl export policy={config.policy}` and give its policy.onnx.",
         )  # fmt: skip
     import torch
 
@@ -300,14 +302,6 @@ def check_policy_spec(policy: Any, given: EnvSpec, *, where: str) -> None:
     trained: EnvSpec = policy.spec
     keys = getattr(policy.config, "observation_keys", tuple(trained.observation))
     check_spec(observing(trained, keys), given, where=where)
-
-
-def observing(spec: EnvSpec, keys: Sequence[str]) -> EnvSpec:
-    """The spec with no other observations than `keys`, and no other cameras than these are seen by (all for `points`)."""
-    seen = {key.partition("/")[2] for key in keys if key.startswith(("image/", "depth/"))}
-    cameras = {name: camera for name, camera in spec.cameras.items() if name in seen or "points" in keys}
-    observation = {key: array for key, array in spec.observation.items() if key in keys}
-    return replace(spec, observation=observation, cameras=cameras)
 
 
 def check_spec(trained: EnvSpec, given: EnvSpec, *, where: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from robot_rl.deploy.engine_cache import EngineCache, Precision
 from robot_rl.deploy.onnx_checks import read_graph
 from robot_rl.deploy.onnx_policy import CUDA_PROVIDER, TENSORRT_PROVIDER, OnnxPolicy
+from robot_rl.deploy.runtime_options import PolicyKind, RuntimeOptions, require_read
 from robot_rl.deploy.tensorrt_policy import (
     EngineOptions,
     Runtime,
@@ -21,7 +22,7 @@ from robot_rl.deploy.tensorrt_policy import (
     open_policy,
     provider_options,
 )
-from robot_rl.errors import DeployError, PolicyError
+from robot_rl.errors import ConfigError, DeployError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -182,7 +183,44 @@ def test_evaluate_refuses_an_engine_of_a_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from robot_rl.stages.evaluate import EvaluateConfig, load_any_policy
 
-    with pytest.raises(PolicyError, match=r"an \.onnx file for runtime=tensorrt.*robot-rl export policy="):
+    with pytest.raises(ConfigError, match=r"an \.onnx file for runtime=tensorrt.*robot-rl export policy="):
         load_any_policy(EvaluateConfig(policy=str(tmp_path), runtime=Runtime.tensorrt))
-    with pytest.raises(PolicyError, match="precision=fp16"):
+    with pytest.raises(ConfigError, match="precision=fp16"):
         load_any_policy(EvaluateConfig(policy=str(tmp_path), precision=Precision.fp16))
+
+
+NOTHING = RuntimeOptions()
+CUDA = RuntimeOptions(provider="CUDAExecutionProvider")
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "says"),
+    [
+        ("ws://127.0.0.1:1", RuntimeOptions(threads=2), "threads=2"),
+        ("ws://127.0.0.1:1", RuntimeOptions(Runtime.openvino, Precision.bf16), "runtime=openvino precision=bf16"),
+        ("wss://127.0.0.1:1", RuntimeOptions(allow_cpu=True), "allow_cpu=true"),
+        ("ws://127.0.0.1:1", CUDA, "provider=CUDAExecutionProvider"),
+        ("run", CUDA, "provider=CUDAExecutionProvider"),
+        ("run", RuntimeOptions(allow_cpu=True), "allow_cpu=true"),
+        ("policy.onnx", RuntimeOptions(Runtime.openvino, provider=CUDA.provider), "runtime=onnx for provider=CUDA"),
+        ("policy.onnx", RuntimeOptions(Runtime.tensorrt, allow_cpu=True), "runtime=onnx for allow_cpu=true"),
+    ],
+)
+def test_evaluate_refuses_options_that_nobody_reads(policy: str, options: RuntimeOptions, says: str) -> None:
+    pytest.importorskip("torch")
+    from robot_rl.stages.evaluate import EvaluateConfig, load_any_policy
+
+    with pytest.raises(ConfigError, match=says):
+        load_any_policy(EvaluateConfig(policy=policy, **vars(options)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, NOTHING) for kind in PolicyKind), (PolicyKind.checkpoint, RuntimeOptions(threads=4)),
+        (PolicyKind.file, RuntimeOptions(Runtime.onnx, Precision.fp16, "TensorrtExecutionProvider", True, 4)),
+        (PolicyKind.file, RuntimeOptions(Runtime.openvino, Precision.bf16, threads=4)),
+    ],
+)  # fmt: skip
+def test_options_that_are_read_are_taken(kind: PolicyKind, options: RuntimeOptions) -> None:
+    require_read("p", kind, options)
