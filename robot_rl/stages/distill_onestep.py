@@ -9,8 +9,8 @@ loss=distribution: the student's chunks and the teacher's, `samples` of each at 
 other as among themselves (energy distance), whatever noise led to them; `critic` and `reward_weight` pull the student to
 where a critic of the offline stage is high (algorithms/distribution_matching.py).
 
-The teacher is fixed, in evaluation mode. For regression and consistency it must be deterministic (eta0 or mean): with
-fresh noise between its steps the student would learn their average.
+The teacher is fixed, in evaluation mode, and must be deterministic (eta0 or mean) for every loss: with fresh noise between its
+steps the student would learn their average, and a head says of which deterministic map it is.
 
 Inputs: a teacher run, the demonstrations, and states of the teacher's own roll-outs. Output: checkpoints of a
 OneStepPolicy.
@@ -116,10 +116,17 @@ class DistillConfig:
 
 CONFIG = DistillConfig
 
+# Read for one loss alone.
+_OWNER = {
+    "target_decay": DistillLoss.consistency, "samples": DistillLoss.distribution, "critic": DistillLoss.distribution,
+    "reward_weight": DistillLoss.distribution,
+}  # fmt: skip
+
 
 def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
     """Distil and return the student's distance to its teacher."""
     began = time.monotonic()
+    _check_fields(config)
     device = pick_device(config.train.device)
     teacher, spec, saved = load_policy(Path(config.teacher), device=str(device))
     teacher.eval().requires_grad_(False)
@@ -185,6 +192,16 @@ def run(config: DistillConfig, run: RunDirectory) -> dict[str, Any]:
     summary |= {"env_steps": env_steps, "episodes": config.rollout_episodes}
     run.write_json("summary.json", summary)
     return summary
+
+
+def _check_fields(config: DistillConfig) -> None:
+    for name, owner in _OWNER.items():
+        value = getattr(config, name)
+        if config.loss is not owner and value != getattr(DistillConfig, name):
+            raise ConfigError(
+                name, expected=f"loss={owner.value} with it", got=f"{name}={value} with loss={config.loss.value}",
+                hint=f"Leave {name} out, or set loss={owner.value}.",
+            )  # fmt: skip
 
 
 class ConsistencyLoss:

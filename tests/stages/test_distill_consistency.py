@@ -9,9 +9,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from safetensors.numpy import load_file
+
+from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.data.normalizer import Normalizer
+from robot_rl.envs.point_reach import PointReach, PointReachConfig
+from robot_rl.errors import ConfigError, PolicyError
+from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
+from robot_rl.runs.directory import RunDirectory
+from robot_rl.stages import distill_onestep
+from robot_rl.stages.distill_onestep import DistillConfig, DistillLoss
 
 TRAIN = ["train.batch_size=64", "train.threads=1", "train.warmup_steps=5", "train.log_every_steps=10"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -75,6 +87,34 @@ def test_killed_and_continued_then_exported(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     distance = {line["step"]: line["distill/teacher_rmse"] for line in lines if "distill/teacher_rmse" in line}
     assert distance[800] < 0.6 * distance[100], distance
+
+
+@pytest.mark.parametrize(
+    ("loss", "fields"),
+    [
+        (DistillLoss.regression, {"critic": "runs/offline"}),
+        (DistillLoss.regression, {"reward_weight": 0.1}),
+        (DistillLoss.regression, {"samples": 4}),
+        (DistillLoss.regression, {"target_decay": 0.0}),
+        (DistillLoss.consistency, {"samples": 4}),
+        (DistillLoss.consistency, {"critic": "runs/offline"}),
+        (DistillLoss.distribution, {"target_decay": 0.9}),
+    ],
+)
+def test_fields_of_another_loss_are_refused(loss: DistillLoss, fields: dict[str, Any], tmp_path: Path) -> None:
+    ((name, value),) = fields.items()
+    with pytest.raises(ConfigError, match=f"{name}={value} with loss={loss.value}"):
+        distill_onestep.run(DistillConfig(teacher="none", loss=loss, **fields), RunDirectory(tmp_path))
+
+
+def test_a_teacher_that_draws_is_refused_for_every_loss() -> None:
+    torch.manual_seed(0)
+    spec = PointReach(PointReachConfig(), num_envs=1).spec
+    sizes = {key: array.size for key, array in spec.observation.items()} | {"action": spec.action.size}
+    teacher = DiffusionPolicy(DiffusionPolicyConfig(hidden_width=8), spec, Normalizer.identity(sizes))
+    for head in ("plain", "consistency"):  # that of distribution is plain
+        with pytest.raises(PolicyError, match="eta1"):
+            teacher.with_mode(SamplingMode.eta1).one_step_student(head=head)
 
 
 def test_distribution_matching_through_the_stage(tmp_path: Path) -> None:
