@@ -22,6 +22,7 @@ import torch
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.arrays import Array, Bool, Int64
 from robot_rl.contracts import Policy, VectorEnv
+from robot_rl.data.element_names import gripper_elements
 from robot_rl.deploy.noise import NoiseSource
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Episode, Observation, Source, StepResult
@@ -113,12 +114,6 @@ class EpisodeRecord:
         return asdict(self)
 
 
-def gripper_elements(spec: EnvSpec) -> list[int]:
-    """Indices of the action elements that command a gripper, by their meaning in the spec."""
-    meanings = spec.action.meanings
-    return [i for i, meaning in enumerate(meanings) if "gripper" in meaning and len(meanings) == spec.action.size]
-
-
 class _Track:
     """What has happened so far in the episode that one env is in."""
 
@@ -143,7 +138,7 @@ class _Track:
     def record(self, spec: EnvSpec, *, terminated: bool, truncated: bool, wall_s: float | None = None) -> EpisodeRecord:
         """Statistics of the finished episode."""
         actions = np.stack(self.actions)
-        grippers = gripper_elements(spec)
+        grippers = list(gripper_elements(spec.action))
         arm = np.delete(actions, grippers, axis=1)
         flips = int((np.diff(np.sign(actions[:, grippers]), axis=0) != 0).sum())
         return EpisodeRecord(

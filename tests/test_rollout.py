@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from robot_rl.deploy.smoothness import Smoothness
 from robot_rl.envs.point_reach import PointReachConfig, PointReachExpert, PointReachExpertConfig, make_env
-from robot_rl.rollout import EpisodeRecord, read_records, rollout
+from robot_rl.rollout import EpisodeRecord, _Track, read_records, rollout
 from robot_rl.types import Episode, Source
 
 STEP_M, SUCCESS_M = 0.1, 0.05
@@ -67,6 +69,24 @@ def test_episodes_obey_the_physics_and_records_their_definition() -> None:
 
 
 episode_hz = make_env(PointReachConfig(), num_envs=1, history=1).spec.control_hz
+
+
+@pytest.mark.parametrize("name", ["gripper", "Gripper width", "finger", "jaw"])
+def test_a_gripper_is_one_by_whatever_name_the_house_knows(name: str) -> None:
+    """By hand, and as a robot's loop counts it: the arm moves by 1, 2 and 3, the gripper shuts and opens."""
+    spec = make_env(PointReachConfig(), num_envs=1, history=1).spec
+    spec = replace(spec, action=replace(spec.action, meanings=("x", name)))
+    actions = np.float32([[0, 1], [1, -1], [3, -1], [6, 1]])
+    track, live = _Track(0, {}, success_at_reset=False), Smoothness(spec)
+    arrays = {"rewards": np.zeros((1, 4)), "step_success": np.zeros((1, 4), bool)}
+    track.add(0, actions[None], arrays, count=4, keep=False)
+    record = track.record(spec, terminated=False, truncated=True)
+    assert (record.gripper_flips, record.action_step_max) == (2, 3.0)
+    assert record.action_change_rms == pytest.approx(math.sqrt(14 / 3))
+    for action in actions:
+        live.add(action)
+    told = live.to_json()
+    assert {key: getattr(record, key) for key in told} == pytest.approx(told)
 
 
 def test_no_seeds_are_no_episodes() -> None:
