@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl.deploy.engine_cache import Precision, file_sha256
-from robot_rl.deploy.onnx_checks import check_parity, read_graph, seeded_feed
+from robot_rl.deploy.onnx_checks import check_parity, parity_hint, read_graph, seeded_feed
 from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.deploy.tensorrt_policy import EngineOptions, Runtime, open_graph
 from robot_rl.errors import DeployError
@@ -154,6 +154,7 @@ def measure(
             errors = getattr(policy, "parity", None) or check_parity(
                 reference.session, policy.session, facts=facts, spec=reference.spec, max_batch=options.max_batch,
                 tolerance=options.allowed_difference(reference.metadata), where=f"{path}: {candidate.name}",
+                hint=parity_hint(candidate.runtime.value, options.precision.value, instead="another runtime"),
             )  # fmt: skip
             opened.append((candidate, policy.session, max(errors.values())))
         except DeployError as error:

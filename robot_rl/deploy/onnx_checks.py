@@ -242,7 +242,7 @@ def allowed_difference(metadata: Mapping[str, Any], usual: float) -> float:
 
 def check_parity(
     reference: GraphSession, candidate: GraphSession, *, facts: GraphFacts, spec: EnvSpec, max_batch: int,
-    tolerance: float, where: str,
+    tolerance: float, where: str, hint: str,
 ) -> dict[str, float]:  # fmt: skip
     """Difference of two sessions' actions on seeded inputs at batch 1, 3 and `max_batch`, by batch; see allowed_difference.
 
@@ -255,7 +255,7 @@ def check_parity(
         spec: gives the bounds of the inputs.
         max_batch: largest batch that the candidate takes.
         tolerance: allowed difference, action units.
-        where: for the error.
+        where, hint: for the error; see parity_hint.
 
     Raises:
         DeployError: a difference above `tolerance`; NaN counts as infinite.
@@ -274,7 +274,18 @@ def check_parity(
     if not worst <= tolerance:
         raise DeployError(
             where, expected=f"the same actions as onnxruntime on the CPU within {tolerance:g} action units",
-            got=f"a difference of {worst:g} ({errors})",
-            hint="The engine is not used. Try precision=fp32, or another version of TensorRT.",
+            got=f"a difference of {worst:g} ({errors})", hint=hint,
         )  # fmt: skip
     return errors
+
+
+def parity_hint(software: str, precision: str, *, instead: str = "runtime=onnx") -> str:
+    """What to try where a runtime does not give the same actions.
+
+    Args:
+        software: whose version it may be.
+        precision: that it computed in.
+        instead: option that runs the file without it.
+    """
+    first = "" if precision == "fp32" else "precision=fp32, "
+    return f"It does not act. Try {first}another version of {software}, or {instead}."

@@ -16,7 +16,7 @@ import numpy as np
 
 from robot_rl.arrays import Array
 from robot_rl.deploy.engine_cache import TOLERANCE, Precision
-from robot_rl.deploy.onnx_checks import allowed_difference, arithmetic, check_parity, read_graph
+from robot_rl.deploy.onnx_checks import allowed_difference, arithmetic, check_parity, parity_hint, read_graph
 from robot_rl.deploy.onnx_policy import OnnxPolicy
 from robot_rl.errors import DeployError
 
@@ -110,7 +110,7 @@ class OpenVinoPolicy(OnnxPolicy):
         allowed = allowed_difference(self.metadata, TOLERANCE[precision]) if tolerance is None else tolerance
         self.parity = check_parity(
             self.session, session, facts=facts, spec=self.spec, max_batch=max_batch, tolerance=allowed,
-            where=f"{self.path}: parity",
+            where=f"{self.path}: parity", hint=parity_hint("openvino", precision.value),
         )  # fmt: skip
         kind, worst = "rms" if facts.is_quantised else "at most", max(self.parity.values())
         log.info("%s: OpenVINO differs by %s %.2g action units", self.path, kind, worst)

@@ -22,6 +22,7 @@ from robot_rl.deploy.onnx_checks import (
     arithmetic,
     check_for_tensorrt,
     check_parity,
+    parity_hint,
     read_graph,
 )
 from robot_rl.deploy.onnx_policy import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, OnnxPolicy
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PLAN = "engine.plan"
+ORT_GPU = "onnxruntime-gpu"
 DEFAULT_CACHE = "~/.cache/robot-rl/engines"
 
 
@@ -164,10 +166,14 @@ def _cached_engine(cache: EngineCache, key: EngineKey, libraries: Libraries, fac
         return None
 
 
-def _parity(policy: OnnxPolicy, candidate: Any, *, facts: GraphFacts, options: EngineOptions) -> dict[str, float]:
+def _parity(
+    policy: OnnxPolicy, candidate: Any, *, facts: GraphFacts, options: EngineOptions, software: str = "TensorRT"
+) -> dict[str, float]:
+    instead = "runtime=onnx" if software == "TensorRT" else f"provider={CPU_PROVIDER}"
     errors = check_parity(
         policy.session, candidate, facts=facts, spec=policy.spec, max_batch=options.max_batch,
         tolerance=options.allowed_difference(policy.metadata), where=f"{policy.path}: parity",
+        hint=parity_hint(software, options.precision.value, instead=instead),
     )  # fmt: skip
     kind, worst = "rms" if facts.is_quantised else "largest", max(errors.values())
     log.info("%s: %s difference to the CPU %.2g action units", policy.path, kind, worst)
@@ -263,7 +269,8 @@ def open_graph(
         path, provider=provider, allow_cpu=allow_cpu, threads=threads, provider_options={"use_tf32": "0"}
     )
     if policy.provider == provider:
-        _parity(OnnxPolicy(path, threads=threads), policy.session, facts=read_graph(path), options=options)
+        reference = OnnxPolicy(path, threads=threads)
+        _parity(reference, policy.session, facts=read_graph(path), options=options, software=ORT_GPU)
     return policy
 
 
@@ -292,7 +299,7 @@ def _open_tensorrt_provider(path: str | Path, *, allow_cpu: bool, threads: int, 
             path, provider=TENSORRT_PROVIDER, threads=threads,
             provider_options=provider_options(facts, folder, options=options),
         )  # fmt: skip
-        return policy, _parity(reference, policy.session, facts=facts, options=options)
+        return policy, _parity(reference, policy.session, facts=facts, options=options, software=ORT_GPU)
 
     entry = cache.find(key)
     if entry is not None:

@@ -56,8 +56,11 @@ def test_threads_get_their_own_answers(toy: Any, path: Path) -> None:
 def test_other_actions_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = OpenVinoSession.run
     monkeypatch.setattr(OpenVinoSession, "run", lambda self, names, feed: [right(self, names, feed)[0] + 2e-3])
-    with pytest.raises(DeployError, match=r"within 0\.001 action units.*a difference of 0\.00"):
+    with pytest.raises(DeployError, match=r"within 0\.001 action units.*a difference of 0\.00") as caught:
         OpenVinoPolicy(path)
+    assert "another version of openvino, or runtime=onnx" in str(caught.value)
+    assert "TensorRT" not in str(caught.value)
+    assert "precision=fp32" not in str(caught.value)  # it was that
     assert OpenVinoPolicy(path, tolerance=3e-3).parity["batch_1"] == pytest.approx(2e-3, rel=1e-2)
 
 

@@ -217,12 +217,12 @@ class Off:
 
 def test_parity_by_hand(toy: Any, path: Path) -> None:
     reference = RealSession(str(path), providers=["CPUExecutionProvider"])
-    arguments = {"facts": read_graph(path), "spec": toy.spec, "max_batch": 5, "where": "here"}
+    arguments = {"facts": read_graph(path), "spec": toy.spec, "max_batch": 5, "where": "here", "hint": "Look."}
     candidate = Off(path, 0.25)
     errors = check_parity(reference, candidate, tolerance=0.26, **arguments)
     assert errors == {f"batch_{batch}": pytest.approx(0.25, abs=1e-5) for batch in (1, 3, 5)}
     assert candidate.batches == [1] * 4 + [3] * 4 + [5] * 4
-    with pytest.raises(DeployError, match=r"within 0\.24 action units, got a difference of 0\.25"):
+    with pytest.raises(DeployError, match=r"within 0\.24 action units, got a difference of 0\.25.*Look\."):
         check_parity(reference, candidate, tolerance=0.24, **arguments)
     with pytest.raises(DeployError, match="a difference of inf"):
         check_parity(reference, Off(path, float("nan")), tolerance=1e9, **arguments)
