@@ -2,7 +2,7 @@
 
 Source: Real-Time Iteration for Diffusion Policy (RTI-DP, arXiv 2508.05396). It feeds the clean guess itself
 (`StartKind.clean`); `scaled` is the mean of the forward process from the guess, and `noised` is a draw of it. A start at
-a low level can't flip a two-valued element (`keep_odds`); RTI-DP has its sign enter at a small size. Behind a noised start
+a low level can't flip a two-valued element (odds: docs/concepts.md); RTI-DP has its sign enter at a small size. Behind a noised start
 that is no latent the network knows, and it lost most episodes (docs/rti.md): there it enters as it is, and what changes it
 is the end of the plan. What is executed is thresholded.
 """
@@ -16,14 +16,7 @@ from enum import Enum
 
 import torch
 
-from robot_rl.algorithms.diffusion import (
-    Prediction,
-    Sampler,
-    alpha_bar_at,
-    linspace_levels,
-    reverse_step,
-    squared_cosine_alpha_bar,
-)
+from robot_rl.algorithms.diffusion import Sampler, alpha_bar_at, linspace_levels
 from robot_rl.arrays import Array, Float
 from robot_rl.errors import ConfigError, PolicyError
 
@@ -181,8 +174,14 @@ def remaining_sampler(full: Sampler, level: int, steps: int | None = None) -> Sa
         PolicyError: no such levels, or more forwards than full denoising takes.
     """
     if level >= full.levels[0]:
-        kept = full.levels if steps in (None, full.num_steps) else ()
-    elif steps is None:
+        if steps not in (None, full.num_steps):
+            raise PolicyError(
+                "rti levels", expected=f"no rti.steps with rti.level={level}: at or above the policy's noisiest level, "
+                f"{full.levels[0]}, every decision is denoised in full ({full.num_steps} steps)", got=f"rti.steps={steps}",
+                hint="Leave rti.steps out, or choose a lower rti.level.",
+            )  # fmt: skip
+        return full
+    if steps is None:
         kept = tuple(known for known in full.levels if known <= level)
     else:
         last = full.levels[-1]
@@ -194,31 +193,11 @@ def remaining_sampler(full: Sampler, level: int, steps: int | None = None) -> Sa
             f"{full.num_steps} steps and as many as there are levels", got=f"level {level}, steps {steps}",
             hint="Leave rti.steps out for the policy's own levels at or below rti.level.",
         )  # fmt: skip
-    return full if kept == full.levels else replace(full, levels=kept)
+    return replace(full, levels=kept)
 
 
 def _spread(level: int, last: int, steps: int) -> tuple[int, ...]:
     return (level,) if steps == 1 else tuple(last + k for k in linspace_levels(level - last + 1, steps))
-
-
-def gaussian_contraction(sampler: Sampler, spread: float) -> float:
-    """Factor by which the mean of a chain shrinks the distance of two starts, for data N(mu, spread^2) and its exact denoiser.
-
-    Without clip_sample. RTI then is a low-pass on the plan with this pole: near 1 it hardly corrects, near 0 it
-    forgets. Both modes of the sampler; design: rpd_rti_onestep.md 2.4 and 7.1.
-
-    Args:
-        sampler: levels from the start on.
-        spread: standard deviation of the data around the mode, normalised units, above 0.
-    """
-    free = replace(sampler, prediction=Prediction.sample, clip_sample=None)
-    alpha_bar = squared_cosine_alpha_bar(sampler.num_levels)
-    slope = torch.ones(1, 1, 1, dtype=torch.float64)
-    for step, level in enumerate(sampler.levels):
-        ab = float(alpha_bar[level])
-        clean = math.sqrt(ab) * spread**2 / (ab * spread**2 + 1 - ab)
-        slope, _std = reverse_step(free, slope, clean * slope, step)
-    return float(slope)
 
 
 def measured_contraction(
@@ -240,8 +219,3 @@ def measured_contraction(
     direction = direction / direction.square().mean(dim=(1, 2), keepdim=True).sqrt()
     difference = finish(latent + radius * direction) - finish(latent)
     return difference.square().mean(dim=(1, 2)).sqrt() / radius
-
-
-def keep_odds(alpha_bar: float, *, value: float, guess: float) -> float:
-    """Odds that a two-valued element (+-value, equal prior) keeps its sign when `guess` is taken for its latent."""
-    return math.exp(2 * math.sqrt(alpha_bar) * value * guess / (1 - alpha_bar))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rti_closed_forms import gaussian_contraction, keep_odds
 
 from robot_rl.algorithms.diffusion import (
     FinalAlpha,
@@ -20,8 +21,6 @@ from robot_rl.algorithms.diffusion import (
 from robot_rl.algorithms.warm_start import (
     StartKind,
     WarmStart,
-    gaussian_contraction,
-    keep_odds,
     measured_contraction,
     remaining_sampler,
     scale_discrete,
@@ -85,6 +84,12 @@ def test_remaining_levels() -> None:
 def test_levels_that_do_not_exist_are_refused(level: int, steps: int | None) -> None:
     with pytest.raises(PolicyError, match="rti levels"):
         remaining_sampler(DDIM10, level, steps)
+
+
+@pytest.mark.parametrize("level", [91, 95])
+def test_at_the_noisiest_level_there_are_no_steps_to_choose(level: int) -> None:
+    with pytest.raises(PolicyError, match=rf"no rti\.steps with rti\.level={level}.*Leave rti\.steps out"):
+        remaining_sampler(DDIM10, level, 3)
 
 
 @pytest.mark.parametrize(
