@@ -29,12 +29,12 @@ const send = (message) => {
   socket.send(JSON.stringify(message));
   return true;
 };
-const sendEvent = (name, text = "") => {
-  if (!send({type: "event", name, text, t: performance.now()})) sayBriefly("Not connected: this was not sent.");
+const sendEvent = (name, text = "", t = performance.now()) => {
+  if (!send({type: "event", name, text, t})) sayBriefly("Not connected: this was not sent.");
 };
 
 // Every event comes through here, from keys, buttons and gamepads.
-let textOf = null;
+let textOf = null, textAt = 0;
 const ask = (name) => {
   const event = EVENTS.find((one) => one.name === name);
   if (name === "estop") return sendEvent(name);
@@ -42,7 +42,7 @@ const ask = (name) => {
   if (!shown.view.allowed?.includes(name)) return sayBriefly(`${event.label} does nothing in this state.`);
   if (event.confirm) { inputs.release("a question is open"); return $("confirm").showModal(); }
   if (event.text) {
-    textOf = name;
+    [textOf, textAt] = [name, performance.now()]; // a subtask begins when it is asked for, not when its name is typed
     $("text-label").textContent = event.text;
     $("text-form").hidden = false;
     return $("text").focus();
@@ -53,7 +53,7 @@ const ask = (name) => {
   sendEvent(name);
 };
 const endText = () => { $("text-form").hidden = true; $("text").value = ""; $("drive").focus(); };
-$("text-form").onsubmit = (event) => { event.preventDefault(); sendEvent(textOf, $("text").value); endText(); };
+$("text-form").onsubmit = (event) => { event.preventDefault(); sendEvent(textOf, $("text").value, textAt); endText(); };
 $("text-cancel").onclick = endText;
 $("text").addEventListener("keydown", (event) => { if (event.key === "Escape") { event.preventDefault(); endText(); } });
 $("confirm-yes").onclick = () => { $("confirm").close(); sendEvent("quit"); };
@@ -97,7 +97,8 @@ const showLease = (told) => {
   const wasDriving = isDriving;
   lease = told;
   isDriving = told.you === "driving";
-  if (wasDriving && !isDriving) inputs.release("you no longer drive");
+  // Also who begins to drive must take hold anew: what is held now was held while looking on.
+  if (wasDriving !== isDriving) inputs.release(isDriving ? "you drive from now on, hold it again" : "you no longer drive");
   document.body.dataset.driving = String(isDriving);
   $("lease").textContent = isDriving ? `You drive (${told.name})` : told.operator ? `${told.operator} drives, you look on` : "Nobody drives";
   $("take").hidden = isDriving || Boolean(told.operator);
@@ -108,14 +109,14 @@ const showLease = (told) => {
 };
 
 const hear = async (message) => {
-  heardAt = performance.now();
   if (message instanceof ArrayBuffer) {
     const bytes = new Uint8Array(message), length = bytes[0];
     shown.picture(new TextDecoder().decode(bytes.subarray(1, 1 + length)), new Blob([bytes.subarray(1 + length)], {type: "image/jpeg"}));
     return;
   }
   const told = JSON.parse(message);
-  if (told.type === "view") { shown.take(told.view); changes.take(told.view, isDriving); }
+  // Only a view comes from the session; the server answers for itself when that hangs.
+  if (told.type === "view") { heardAt = performance.now(); shown.take(told.view); changes.take(told.view, isDriving); }
   else if (told.type === "episodes") episodes.set(told.episodes);
   else if (told.type === "lease") showLease(told);
   else if (told.type === "ended") ended();
@@ -136,7 +137,7 @@ const connect = () => {
   socket.binaryType = "arraybuffer";
   socket.onopen = () => {
     socket.send(JSON.stringify({type: "hello", token, name: $("name").value.trim()}));
-    [hello, retryMs, seq, hasEnded] = [true, 250, 0, false];
+    [hello, retryMs, seq, hasEnded, heardAt] = [true, 250, 0, false, performance.now()];
     say("", "lost");
   };
   socket.onmessage = (event) => hear(event.data);

@@ -16,7 +16,7 @@ export class Inputs {
     this.sticks = new Map();
     this.grip = 0;
     this.pad = {engaged: false, motion: [0, 0, 0, 0, 0, 0], grip: 0, name: ""};
-    this.padArmed = true;
+    this.padArmed = false; // a bumper that is down when the page opens is no grip
     this.padHeld = new Set();
     this.hand = null;
     this.extraKeys = {};
@@ -43,7 +43,8 @@ export class Inputs {
     const isDrive = code === "Space" || code in MOTION_KEYS || code in GRIP_KEYS || code === "ShiftLeft";
     if (isDrive) {
       if (code !== "ShiftLeft") event.preventDefault(); // Space would click, arrows would scroll
-      this.pressed.add(event.code);
+      // One that repeats was held when everything was let go of: it must be pressed again.
+      if (!event.repeat) this.pressed.add(event.code);
       return;
     }
     if (event.repeat) return;

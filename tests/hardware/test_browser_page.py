@@ -239,6 +239,68 @@ def test_whatever_takes_the_eyes_off_lets_go(show: Callable[..., Page], session:
     assert "lost the focus" in page.inner_text("#alerts")
 
 
+def test_what_is_held_since_before_is_no_grip(show: Callable[..., Page], session: StandIn) -> None:
+    page = show(script=PAD + "window.pad.buttons[5].pressed = true;")
+    page.keyboard.down("w")
+    page.keyboard.down("Space")
+    drives(session, 1, 0, 0, 0, 0, 0)
+    page.evaluate("dispatchEvent(new Event('blur'))")
+    let_go(session)
+    page.keyboard.down("Space")  # it was not let go of: the browser says that it repeats
+    page.keyboard.down("w")
+    seen = len(session.commands)
+    until(lambda: len(session.commands) > seen + 10, "ten commands")
+    assert not any(command.engaged for command in session.commands[seen:])
+    page.keyboard.up("Space")
+    page.keyboard.down("Space")
+    until(session.engaged, "pressed again")
+    page.keyboard.up("Space")
+    page.evaluate("press(5, false)")
+    until(lambda: page.evaluate("new Promise((done) => setTimeout(done, 60, true))"), "a look at it")
+    page.evaluate("press(5, true)")
+    until(session.engaged, "the bumper, which was down from the start on, gripped anew")
+
+
+def test_who_takes_over_must_take_hold_anew(show: Callable[..., Page], session: StandIn) -> None:
+    first, second = show(), show()
+    second.keyboard.down("Space")
+    until(lambda: second.evaluate("new Promise((done) => setTimeout(done, 60, true))"), "it is held")
+    first.click("#give")
+    second.wait_for_selector("#take:not([hidden])")
+    seen = len(session.commands)
+    second.keyboard.press("t")
+    second.wait_for_selector("body[data-driving=true]")
+    until(lambda: len(session.commands) > seen + 10, "ten commands")
+    assert not any(command.engaged for command in session.commands[seen:])
+    second.keyboard.up("Space")
+    second.keyboard.down("Space")
+    until(session.engaged, "held anew")
+
+
+def test_a_session_that_hangs_is_said_although_the_server_answers(show: Callable[..., Page], session: StandIn) -> None:
+    page = show()
+    page.wait_for_selector("body[data-driving=true]")
+    assert page.query_selector("#alerts .quiet") is None
+    session.close()  # the server goes on: it answers every command, and tells who drives
+    page.wait_for_selector("#alerts .quiet")
+    assert "Nothing from the session" in page.inner_text("#alerts .quiet")
+
+
+def test_a_subtask_begins_when_it_is_asked_for(show: Callable[..., Page], session: StandIn) -> None:
+    page = show()
+    session.extra["allowed"] = EVENTS
+    sees(page, "document.querySelector('[data-event=subtask]').ariaDisabled === 'false'")
+    page.keyboard.press("m")
+    page.wait_for_selector("#text-form:not([hidden])")
+    asked_s = time.monotonic()
+    page.wait_for_timeout(600)  # it takes time to type
+    page.fill("#text", "grasp")
+    page.press("#text", "Enter")
+    until(lambda: session.events, "the subtask")
+    assert session.events[0].text == "grasp"
+    assert session.events[0].stamp_s < asked_s + 0.2
+
+
 def test_every_event_has_a_key_and_a_button(show: Callable[..., Page], session: StandIn) -> None:
     page = show()
     known = page.evaluate("import('/page/names.js').then((names) => names.EVENTS)")
