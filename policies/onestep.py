@@ -95,8 +95,9 @@ class OneStepPolicyConfig:
         """The student's sampler. Raises PolicyError for teacher_mode eta1 or an impossible number of steps."""
         levels = leading_levels(self.num_levels, self.teacher_steps)
         teacher = Sampler(
-            levels=levels, prediction=Prediction.sample, num_levels=self.num_levels, mode=self.teacher_mode
-        )
+            levels=levels, prediction=Prediction.sample, num_levels=self.num_levels, mode=self.teacher_mode,
+            final_alpha=self.final_alpha,
+        )  # fmt: skip
         return student_sampler(teacher, self.num_steps)
 
     def to_json(self) -> dict[str, Any]:

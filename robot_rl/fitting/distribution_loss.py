@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robot_rl.algorithms.consistency import student_sample
 from robot_rl.algorithms.distribution_matching import energy_distance, reward_term
 from robot_rl.errors import ConfigError
 from robot_rl.fitting.denoising_ppo import executed_action
@@ -15,7 +16,7 @@ from robot_rl.types import Observation
 
 
 class DistributionLoss:
-    """Energy distance of a one-step head to its teacher, less `reward_weight` times a critic's opinion of the head.
+    """Energy distance of a head of one or a few steps to its teacher, less `reward_weight` times a critic's opinion of the head.
 
     Args:
         teacher: DiffusionPolicy, frozen, in the sampling mode to match.
@@ -54,8 +55,8 @@ class DistributionLoss:
 
         with torch.no_grad():
             goal = self.teacher.normalized_action(observation, drawn(self.teacher))
-        level = torch.full((rows,), head.sampler.levels[0], dtype=torch.int64, device=goal.device)
-        made = head.jump(observation, drawn(head)[:, 0], level)
+        # Through all steps of the head: a level that it plays and that no gradient reaches would be noise.
+        made = student_sample(lambda latent, level: head.jump(observation, latent, level), drawn(head), head.sampler)
         loss, values = energy_distance(made.unflatten(0, (-1, self.samples)), goal.unflatten(0, (-1, self.samples)))
         if self.critic is not None:
             term = reward_term(self.critic.q(self.teacher.encode(observation), executed_action(self.teacher, made)))

@@ -182,6 +182,13 @@ def test_pairs_are_neighbouring_latents_of_the_teacher() -> None:
         assert torch.allclose(following[row], ahead.sqrt() * clean + (1 - ahead).sqrt() * epsilon, atol=1e-5)
 
 
+def test_a_teacher_with_all_levels_that_ends_at_the_clean_sample_has_a_student() -> None:
+    """Level 0 is among its levels, which is no sampler unless the student's describes the same end."""
+    config = DiffusionPolicyConfig(num_steps=100, final_alpha=FinalAlpha.one, horizon=1, execute=1, hidden_width=8)
+    teacher = DiffusionPolicy(config, SPEC, Normalizer.identity({"state": 1, "proprio": 1, "action": 1}))
+    assert OneStepPolicy.from_teacher(teacher).sampler.levels == (99,)
+
+
 def test_target_gets_no_gradient_and_follows_by_its_decay() -> None:
     student, target = torch.tensor([[[1.0]]], requires_grad=True), torch.tensor([[[3.0]]], requires_grad=True)
     loss, metrics = consistency_loss(student, target)
