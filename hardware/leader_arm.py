@@ -96,6 +96,7 @@ class LeaderArm:
         self._stop = threading.Event()
         self._is_first = threading.Event()
         self._is_wrong = self._is_lost = self._is_open = False
+        self._buttons = frozenset[str]()  # of the clutch, as they were said last
         help_ = dict(self._clutch.status().help) | {
             "arm": "followed while the clutch is held",
             "calibration": self.calibration.digest,
@@ -161,11 +162,11 @@ class LeaderArm:
                 now_s = self._clock.now()
                 self._check(new, values, now_s - heard_s)
                 values, heard_s = new, now_s
-                self._say(values, now_s)
+                self._say(values, now_s, self._clutch.read())
                 self._is_first.set()
-            elif values and self._clutch.read().buttons != self._slot.read().buttons:
+            elif values and (held := self._clutch.read()).buttons != self._buttons:
                 # Buttons are heard when the arm is not, the emergency stop above all; the joints stay as old as they are.
-                self._say(values, heard_s)
+                self._say(values, heard_s, held)
 
     def _poll(self) -> dict[str, float] | None:
         if self._is_lost:
@@ -203,8 +204,8 @@ class LeaderArm:
         self._is_wrong = True
         self._slot.problem("leap", text)
 
-    def _say(self, values: Mapping[str, float], now_s: float) -> None:
-        held = self._clutch.read()
+    def _say(self, values: Mapping[str, float], now_s: float, held: TeleopCommand) -> None:
+        self._buttons = held.buttons
         joints = np.array([value for name, value in values.items() if name != GRIPPER], np.float64)
         opening = float(np.clip(values[GRIPPER], 0.0, 1.0)) if GRIPPER in values else None
         # As old as the older of the two: an arm that is heard does not make up for a clutch that is not.

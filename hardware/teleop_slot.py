@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from robot_rl.teleop.commands import DeviceStatus, TeleopCommand
+from robot_rl.teleop.commands import EVENT, DeviceStatus, TeleopCommand
 
 
 class CommandSlot:
-    """Holds one command; nothing here waits.
+    """Holds one command; nothing here waits. An event that was said between two readings is in the next one, also when its key
+    was let go of meanwhile: a loop is slower than a tap.
 
     Args:
         name: of the device.
@@ -25,6 +26,7 @@ class CommandSlot:
         self._command = TeleopCommand()
         self._stamps: deque[float] = deque(maxlen=1000)
         self._problems: dict[str, str] = {}
+        self._has_reader = self._is_read = False
         self.is_connected = False
 
     def say(self, *, stamp_s: float, **fields: Any) -> None:
@@ -37,6 +39,10 @@ class CommandSlot:
         with self._lock:
             # A reader must never see time go back, whichever thread was late.
             stamp_s = max(stamp_s, self._command.stamp_s)
+            if self._has_reader and not self._is_read:
+                asked = {button for button in self._command.buttons if button.startswith(EVENT)}
+                fields["buttons"] = frozenset(fields.get("buttons", ())) | asked
+            self._is_read = False
             self._command = TeleopCommand(sequence=self._command.sequence + 1, stamp_s=stamp_s, **fields)
             self._stamps.append(stamp_s)
 
@@ -48,8 +54,9 @@ class CommandSlot:
                 self._problems[key] = text
 
     def read(self) -> TeleopCommand:
-        """The newest."""
+        """The newest. Of one reader: what it read counts as heard."""
         with self._lock:
+            self._has_reader = self._is_read = True
             return self._command
 
     def status(self) -> DeviceStatus:

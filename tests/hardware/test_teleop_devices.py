@@ -376,6 +376,19 @@ def test_the_suite_finds_what_is_wrong(rule: str, check: str) -> None:
     assert has_errors(finding for finding in findings if finding.check == check), findings
 
 
+def test_a_tap_between_two_readings_is_heard_once() -> None:
+    slot = CommandSlot("fast", {})
+    slot.say(stamp_s=1.0, buttons=frozenset({"event:start"}))
+    slot.say(stamp_s=1.1, buttons=frozenset())
+    assert slot.read().buttons == frozenset()  # from before anybody listened
+    slot.say(stamp_s=1.2, buttons=frozenset({"event:success", "free"}))
+    slot.say(stamp_s=1.3)
+    slot.say(stamp_s=1.4, buttons=frozenset({"event:save"}))
+    assert slot.read().buttons == {"event:success", "event:save"}  # a free button is a state: it is up again
+    slot.say(stamp_s=1.5, buttons=frozenset())
+    assert slot.read().buttons == frozenset()
+
+
 @pytest.mark.parametrize(
     ("words", "name"),
     [
