@@ -98,6 +98,7 @@ class UvcSource:
     def __init__(self, config: UvcConfig) -> None:
         self.config = config
         self.stamps = "driver"
+        self._is_our_clock = False
         self._capture: Any = None
 
     def open(self) -> None:
@@ -140,7 +141,11 @@ class UvcSource:
         if not came:
             raise CameraLost(f"{self.config.device} gives no frames")
         stamp_s = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
-        if not 0 <= now_s - stamp_s <= OLDEST_STAMP_S:  # no buffer times, or those of another clock
+        # Known once from a fresh frame: one that waited in the driver while this process stood still is as old as it says.
+        self._is_our_clock |= 0 <= now_s - stamp_s <= OLDEST_STAMP_S
+        if self._is_our_clock and 0 < stamp_s <= now_s:
+            self.stamps = "driver"
+        else:  # no buffer times, or those of another clock
             self.stamps, stamp_s = "arrival", now_s
         return Grab(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), stamp_s)
 

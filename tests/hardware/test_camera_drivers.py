@@ -139,6 +139,15 @@ def test_uvc_stamps_of_another_clock_become_times_of_arrival(
     assert source.stamps == "arrival"
 
 
+def test_uvc_frame_that_waited_in_the_driver_is_as_old_as_it_says(uvc: tuple[UvcSource, type[Capture]]) -> None:
+    source, stand_in = uvc
+    source.open()
+    source.grab()
+    stand_in.stamp_s = waited_s = time.monotonic() - 2.5  # this process stood still meanwhile
+    assert source.grab().stamp_s == pytest.approx(waited_s, abs=1e-3)
+    assert source.stamps == "driver"
+
+
 def test_uvc_refuses_another_mode_and_tells_of_a_lost_device(uvc: tuple[UvcSource, type[Capture]]) -> None:
     source, stand_in = uvc
     stand_in.sizes = (640, 480)
