@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from robot_rl.algorithms.diffusion import sample_final
@@ -21,7 +22,6 @@ from robot_rl.algorithms.warm_start import (
     measured_contraction,
     remaining_sampler,
     scale_discrete,
-    shift_chunk,
     start_latent,
     threshold_discrete,
     watched_frame,
@@ -29,22 +29,13 @@ from robot_rl.algorithms.warm_start import (
 from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.data.element_names import gripper_elements
 from robot_rl.deploy.onnx_passes import ExportPass
-from robot_rl.deploy.rti_policy import WarmCounts, check_rows
+from robot_rl.deploy.warm_memory import WarmCounts, WarmMemory
 from robot_rl.errors import PolicyError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
 from robot_rl.wrapped_policy import WrappedPolicy
 
 from .acting import ACTION, check_noise
-
-
-@dataclass(frozen=True)
-class _Last:
-    """After a decision: guess (N, G, A) for the next one, physical; newest frame (N, D) normalised; who has a guess (N,)."""
-
-    guess: torch.Tensor
-    frame: torch.Tensor
-    known: torch.Tensor
 
 
 class WarmStartedPolicy(WrappedPolicy):
@@ -70,7 +61,7 @@ class WarmStartedPolicy(WrappedPolicy):
         still = policy.normalizer.near_constant(ACTION)
         self.discrete_at = tuple(at for at in _discrete_elements(policy.spec, warm) if at not in still)
         self.counts = WarmCounts()
-        self._last: _Last | None = None
+        self._memory = WarmMemory()
 
     @property
     def sampling(self) -> str:
@@ -129,15 +120,8 @@ class WarmStartedPolicy(WrappedPolicy):
         Raises:
             PolicyError: there are several envs.
         """
-        if self._last is None:
-            return  # without a frame to compare with, the decision is denoised in full anyway
-        self._check_rows(1)
-        known = torch.full_like(self._last.known, rest is not None)
-        guess = self._last.guess
-        if rest is not None:
-            given = torch.as_tensor(rest, dtype=torch.float32, device=self.device)[None]
-            guess = shift_chunk(given, 0, past=self._past)
-        self._last = replace(self._last, guess=guess, known=known)
+        given = None if rest is None else torch.as_tensor(rest, dtype=torch.float32).cpu().numpy()
+        self._memory = self._memory.told(given, past=self._past)
 
     @property
     def _past(self) -> int:
@@ -150,12 +134,7 @@ class WarmStartedPolicy(WrappedPolicy):
         Raises:
             PolicyError: another number of envs than before, and not all of them begin anew.
         """
-        begins = torch.as_tensor(mask, dtype=torch.bool, device=self.device)
-        if bool(begins.all()):
-            self._last = None
-        elif self._last is not None:
-            self._check_rows(len(begins))
-            self._last = replace(self._last, known=self._last.known & ~begins)
+        self._memory = self._memory.without(torch.as_tensor(mask, dtype=torch.bool).cpu().numpy())
 
     @torch.no_grad()
     def act(self, observation: Observation, noise: Float32[Array, "N draws Tp A"]) -> ActionChunk:
@@ -169,18 +148,19 @@ class WarmStartedPolicy(WrappedPolicy):
         observation = observation.map(lambda array: torch.as_tensor(array, device=self.device))
         noise = torch.as_tensor(noise, device=self.device)
         check_noise(noise, self.noise_shape)
-        condition, frame = policy.encode(observation), self._frame(observation)
-        known, is_warm = self._rows(frame)
-        chunk = torch.empty_like(noise[:, 0])
-        if not bool(is_warm.all()):
-            chunk[~is_warm] = policy.sample(condition[~is_warm], noise[~is_warm])
-        if bool(is_warm.any()):
-            assert self._last is not None
-            chunk[is_warm] = self._continue(self._last.guess[is_warm], condition[is_warm], noise[is_warm])
-        self._count(known, is_warm)
+        condition, frame = policy.encode(observation), self._frame(observation).cpu().numpy()
+        known, is_near = self._memory.rows(frame, max_jump=self.warm.jump_limit)
+        is_warm = np.zeros_like(known) if self.is_full else is_near
+        chunk, warm = torch.empty_like(noise[:, 0]), torch.from_numpy(is_warm).to(noise.device)
+        if not is_warm.all():
+            chunk[~warm] = policy.sample(condition[~warm], noise[~warm])
+        if is_warm.any():
+            guess = torch.from_numpy(self._memory.guess[is_warm]).to(noise.device)
+            chunk[warm] = self._continue(guess, condition[warm], noise[warm])
+        self.counts.add(known, is_warm, is_full=self.is_full)
         actions, execute = policy.physical_action(chunk), policy.config.execute
         # From what is returned, as an exported file, which knows no more, starts.
-        self._last = _Last(shift_chunk(actions, execute, past=self._past), frame, torch.ones_like(known))
+        self._memory = WarmMemory.after(actions.cpu().numpy(), frame, executed=execute, past=self._past)
         return ActionChunk(actions=actions, execute=execute)
 
     @torch.no_grad()
@@ -231,31 +211,6 @@ class WarmStartedPolicy(WrappedPolicy):
 
     def _frame(self, observation: Observation) -> Array:
         return watched_frame(observation.arrays(), self.policy.encoder.keys, self.policy.normalizer.apply)
-
-    def _rows(self, frame: Array) -> tuple[Array, Array]:
-        """Rows with a last chunk, and those of them that may start from it."""
-        if self._last is None:
-            known = torch.zeros(len(frame), dtype=torch.bool, device=frame.device)
-            return known, known
-        self._check_rows(len(frame))
-        known = self._last.known
-        if self.is_full:
-            return known, torch.zeros_like(known)
-        change = (frame - self._last.frame).abs().amax(dim=-1)
-        # A comparison with NaN is False: what can't be compared is a jump.
-        return known, known & (change <= self.warm.jump_limit) & self._last.guess.isfinite().all(dim=(1, 2))
-
-    def _check_rows(self, number: int) -> None:
-        assert self._last is not None
-        check_rows(number, before=len(self._last.known))
-
-    def _count(self, known: Array, is_warm: Array) -> None:
-        warm, first = int(is_warm.sum()), int((~known).sum())
-        rest = len(known) - warm - first
-        jump, full = (0, rest) if self.is_full else (rest, 0)
-        counts = self.counts
-        counts.warm, counts.first = counts.warm + warm, counts.first + first
-        counts.jump, counts.full = counts.jump + jump, counts.full + full
 
 
 def _discrete_elements(spec: EnvSpec, warm: WarmStart) -> tuple[int, ...]:

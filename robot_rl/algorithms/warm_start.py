@@ -107,31 +107,6 @@ def watched_frame(
     return torch.cat([normalize(key, arrays[key][:, -1]) for key in numbers], dim=-1)
 
 
-def shift_chunk(chunk: Float[Array, "B Tp A"], executed: int, *, past: int = 0) -> Float[Array, "B G A"]:
-    """The rest of a chunk of which `executed` actions were played, its last action repeated.
-
-    Args:
-        chunk: the chunk.
-        executed: how many of its actions were played.
-        past: actions before the rest that stand in front of it, the oldest that is known repeated (of a policy that
-            denoises actions of the past too).
-
-    Returns:
-        past + Tp actions.
-
-    Raises:
-        PolicyError: executed is not in 0..Tp.
-    """
-    horizon = chunk.shape[1]
-    if not 0 <= executed <= horizon:
-        raise PolicyError(
-            "shift of a chunk", expected=f"0 to {horizon} executed actions", got=str(executed),
-            hint="Count the actions since this chunk was chosen.",
-        )  # fmt: skip
-    index = torch.arange(executed - past, executed + horizon, device=chunk.device).clamp(0, horizon - 1)
-    return chunk[:, index]
-
-
 def scale_discrete(guess: Float[Array, "B Tp A"], at: Sequence[int], scale: float) -> Float[Array, "B Tp A"]:
     """The guess with its elements `at` replaced by their sign (zero counts as +) times `scale`."""
     signs = threshold_discrete(guess, at)

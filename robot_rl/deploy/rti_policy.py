@@ -9,7 +9,7 @@ values. The numbers for it are in the file's metadata, under "rti". Source: RTI-
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +19,13 @@ from robot_rl.arrays import Array, Bool, Float32
 from robot_rl.deploy.engine_cache import file_sha256
 from robot_rl.deploy.noise import NoiseSource
 from robot_rl.deploy.onnx_policy import OnnxPolicy
-from robot_rl.errors import DeployError, PolicyError
+from robot_rl.deploy.warm_memory import WarmCounts, WarmMemory
+from robot_rl.errors import DeployError
 from robot_rl.types import ActionChunk, Observation
 
 FULL_FILE = "policy.onnx"
 # Of both files, or they are not of one policy.
 _SAME = ("spec", "config", "policy", "noise", "checkpoint")
-
-
-@dataclass
-class WarmCounts:
-    """Decisions so far, one for each env of each call. Shared by shallow copies of a policy, on purpose: it counts them all.
-
-    Attributes:
-        warm: started from the last chunk.
-        first: denoised in full, for there was no chunk (first call, after a reset, or the robot held).
-        jump: denoised in full, for the observation jumped or the last chunk was not finite.
-        full: denoised in full, for rti.level is the noisiest level.
-    """
-
-    warm: int = 0
-    first: int = 0
-    jump: int = 0
-    full: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """Plain dict of JSON types."""
-        return asdict(self)
-
-
-def check_rows(number: int, *, before: int) -> None:
-    """Refuse another number of envs than at the last decision.
-
-    Raises:
-        PolicyError: naming both.
-    """
-    if number != before:
-        raise PolicyError(
-            "rti", expected=f"{before} envs, as at the last decision", got=str(number),
-            hint="Call reset with a mask of all True before the number of envs changes.",
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,17 +50,8 @@ class TwoValues:
         return cls(int(data["at"]), float(data["middle"]), tuple(data["starts"]), tuple(data["ends"]))
 
 
-@dataclass(frozen=True)
-class _Last:
-    """After a decision: guess (N, G, A) for the next one, newest frame (N, D) normalised, and who has a guess (N,)."""
-
-    guess: np.ndarray
-    frame: np.ndarray
-    known: np.ndarray
-
-
 class RtiPolicy:
-    """A Policy of two exported files. Every row keeps its own state, which is replaced and never changed in place.
+    """A Policy of two exported files. Every row keeps its own state (warm_memory.py).
 
     Args:
         full: policy.onnx.
@@ -128,7 +86,9 @@ class RtiPolicy:
             for key, numbers in told["frame"].items()
         }
         self.counts = WarmCounts()
-        self._last: _Last | None = None
+        # Actions that are denoised before the first one that is returned.
+        self._past = self.noise_shape[1] - self.config.horizon
+        self._memory = WarmMemory()
 
     def describe(self) -> dict[str, Any]:
         """JSON types for the protocol of an evaluation: as WarmStartedPolicy.describe."""
@@ -144,12 +104,7 @@ class RtiPolicy:
         Raises:
             PolicyError: another number of envs than before, and not all of them begin anew.
         """
-        begins = np.asarray(mask, dtype=bool)
-        if bool(begins.all()):
-            self._last = None
-        elif self._last is not None:
-            self._check_rows(len(begins))
-            self._last = replace(self._last, known=self._last.known & ~begins)
+        self._memory = self._memory.without(np.asarray(mask, dtype=bool))
 
     def start_from(self, rest: Float32[Array, "Tp A"] | None) -> None:
         """What the next decision of the one env starts from, in place of the rest of its last chunk.
@@ -160,12 +115,7 @@ class RtiPolicy:
         Raises:
             PolicyError: there are several envs.
         """
-        if self._last is None:
-            return  # without a frame to compare with, the decision is denoised in full anyway
-        self._check_rows(1)
-        known = np.full(1, rest is not None)
-        guess = self._last.guess if rest is None else self._shifted(np.asarray(rest, np.float32)[None], 0)
-        self._last = replace(self._last, guess=guess, known=known)
+        self._memory = self._memory.told(rest, past=self._past)
 
     def act(self, observation: Observation, noise: Float32[Array, "N draws G A"]) -> ActionChunk:
         """Choose the next chunk; numpy in and out.
@@ -180,20 +130,19 @@ class RtiPolicy:
             )  # fmt: skip
         inputs = self.full.inputs(observation)
         frame = self._frame(inputs, len(noise))
-        known, is_warm = self._rows(frame)
+        known, is_warm = self._memory.rows(frame, max_jump=self._settings["max_jump"])
         actions = np.empty((len(noise), self.config.horizon, *self.spec.action.shape), np.float32)
         if not is_warm.all():
             feed = {"noise": noise} | inputs
             actions[~is_warm] = self.full.session.run(["actions"], _rows_of(feed, ~is_warm))[0]
         if is_warm.any():
             actions[is_warm] = self._continued(inputs, noise, is_warm)
-        self._count(known, is_warm)
-        self._last = _Last(self._shifted(actions, self.config.execute), frame, np.ones_like(known))
+        self.counts.add(known, is_warm)
+        self._memory = WarmMemory.after(actions, frame, executed=self.config.execute, past=self._past)
         return ActionChunk(actions=actions, execute=self.config.execute)
 
     def _continued(self, inputs: dict[str, Array], noise: Array, rows: np.ndarray) -> np.ndarray:
-        assert self._last is not None
-        guess = self._last.guess.copy()
+        guess = self._memory.guess.copy()
         for two in self.discrete:
             guess[..., two.at] = np.where(guess[..., two.at] >= np.float32(two.middle), two.starts[1], two.starts[0])
         feed = inputs | {"guess": guess} | ({"noise": noise[:, : self._draws]} if self._draws else {})
@@ -203,41 +152,12 @@ class RtiPolicy:
             actions[..., two.at] = np.where(actions[..., two.at] >= np.float32(two.middle), two.ends[1], two.ends[0])
         return actions
 
-    def _shifted(self, actions: np.ndarray, executed: int) -> np.ndarray:
-        """As algorithms.warm_start.shift_chunk, as long as what is denoised."""
-        horizon = self.config.horizon
-        first = executed - (self.noise_shape[1] - horizon)
-        return actions[:, np.clip(np.arange(first, executed + horizon), 0, horizon - 1)]
-
     def _frame(self, inputs: dict[str, Array], count: int) -> np.ndarray:
         """Newest frame of the observed numbers, normalised float32 (N, D); of images alone one zero: nothing is watched."""
         parts = [np.zeros((count, 0 if self._maps else 1), np.float32)]
         for key, (offset, gain, limit) in self._maps.items():
             parts.append(np.clip((inputs[key][:, -1] - offset) * gain, -limit, limit))
         return np.concatenate(parts, axis=-1)
-
-    def _rows(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows with a guess, and those of them that may start from it."""
-        last = self._last
-        if last is None:
-            nobody = np.zeros(len(frame), bool)
-            return nobody, nobody
-        self._check_rows(len(frame))
-        with np.errstate(invalid="ignore"):
-            change = np.abs(frame - last.frame).max(axis=-1)
-            # A comparison with NaN is False: what can't be compared is a jump.
-            is_near = change <= np.float32(self._settings["max_jump"])
-        return last.known, last.known & is_near & np.isfinite(last.guess).all(axis=(1, 2))
-
-    def _check_rows(self, number: int) -> None:
-        assert self._last is not None
-        check_rows(number, before=len(self._last.known))
-
-    def _count(self, known: np.ndarray, is_warm: np.ndarray) -> None:
-        warm, first = int(is_warm.sum()), int((~known).sum())
-        self.counts.warm += warm
-        self.counts.first += first
-        self.counts.jump += len(known) - warm - first
 
 
 def open_rti(warm: OnnxPolicy, opened: Callable[[Path], OnnxPolicy]) -> RtiPolicy:

@@ -24,7 +24,6 @@ from robot_rl.algorithms.warm_start import (
     measured_contraction,
     remaining_sampler,
     scale_discrete,
-    shift_chunk,
     start_latent,
     threshold_discrete,
     watched_frame,
@@ -36,17 +35,6 @@ DDIM10 = Sampler(levels=leading_levels(100, 10), prediction=Prediction.epsilon)
 DDPM = Sampler(
     levels=tuple(range(99, -1, -1)), prediction=Prediction.epsilon, mode=SamplingMode.eta1, final_alpha=FinalAlpha.one
 )
-
-
-def test_shift_repeats_the_last_action() -> None:
-    chunk = torch.arange(8.0).view(1, 4, 2)
-    assert shift_chunk(chunk, 1)[0].tolist() == [[2, 3], [4, 5], [6, 7], [6, 7]]
-    assert shift_chunk(chunk, 4)[0].tolist() == [[6, 7]] * 4
-    assert torch.equal(shift_chunk(chunk, 0), chunk)
-    assert shift_chunk(chunk, 2, past=1)[0].tolist() == [[2, 3], [4, 5], [6, 7], [6, 7], [6, 7]]
-    assert shift_chunk(chunk, 0, past=2)[0].tolist() == [[0, 1]] * 2 + chunk[0].tolist()
-    with pytest.raises(PolicyError, match="0 to 4 executed"):
-        shift_chunk(chunk, 5)
 
 
 def test_discrete_elements_by_hand() -> None:
