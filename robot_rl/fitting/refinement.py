@@ -16,8 +16,8 @@ import torch
 from robot_rl.algorithms.guidance import Guidance, GuidanceConfig, weight_at
 from robot_rl.algorithms.guidance_labels import GuidanceLabels, TeacherTraces
 from robot_rl.algorithms.teacher_hacking import is_hacking
-from robot_rl.errors import DeployError, PolicyError
-from robot_rl.fitting.teacher_calls import GuidedEnv
+from robot_rl.errors import DeployError, PolicyError, RobotRlError
+from robot_rl.fitting.guided_env import GuidedEnv
 from robot_rl.runs.checkpoint import Checkpoint, flatten_optimizer, restore_optimizer
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ class Refinement:
         losses, returns: of the last updates, for the alarm.
         alarms: updates at which it went off.
         goes_on: go on without a teacher that is lost; otherwise its error is raised.
-        is_lost: it was lost, and the run goes on without it.
+        is_lost: there is none now, and the run goes on without it.
+        was_lost: it was lost at some time of the run, also before the run was resumed.
     """
 
     student: Student
@@ -115,6 +116,12 @@ class Refinement:
     returns: list[float] = field(default_factory=list)
     alarms: int = 0
     is_lost: bool = False
+    was_lost: bool = False
+
+    def lose(self, why: RobotRlError) -> None:
+        """Go on without the teacher."""
+        log.warning("going on without the teacher: %s", why)
+        self.is_lost = self.was_lost = True
 
     def updates(self, until: int) -> Iterator[dict[str, float]]:
         """Play and learn until `until` env steps are passed; metrics of every update, names without prefix.
@@ -132,8 +139,8 @@ class Refinement:
             except (DeployError, PolicyError) as error:
                 if self.env.lost is None or not self.goes_on:
                     raise
-                log.warning("going on without the teacher: %s", error)
-                self.is_lost, self.env.lost = True, None
+                self.env.lost = None
+                self.lose(error)
 
     def _is_asking(self) -> bool:
         return not self.is_lost and weight_at(self.guidance, self.env_steps) > 0
@@ -170,8 +177,11 @@ class Refinement:
 
     def document(self) -> dict[str, Any]:
         """For a checkpoint, JSON types."""
-        names = ("env_steps", "curve", "losses", "returns", "alarms", "is_lost")
-        return {name: getattr(self, name) for name in names} | {"next_seed": self.seeds.next}
+        names = ("env_steps", "curve", "losses", "returns", "alarms", "was_lost")
+        return {name: getattr(self, name) for name in names} | {
+            "next_seed": self.seeds.next,
+            "outcomes": self.env.outcomes,
+        }
 
     def restore(self, saved: Checkpoint) -> None:
         """Go on where `saved` was written; a teacher that was lost then is asked again."""
@@ -182,3 +192,7 @@ class Refinement:
             setattr(self, name, document[name])
         self.curve = [(step, scores) for step, scores in document["curve"]]
         self.seeds.next = document["next_seed"]
+        # Checkpoints before these were kept: `is_lost` was the whole run's, and an evaluation forgot the outcomes.
+        self.was_lost = document["was_lost"] if "was_lost" in document else document["is_lost"]
+        if "outcomes" in document:
+            self.env.outcomes = document["outcomes"]

@@ -1,29 +1,24 @@
-"""Asking teachers: time-outs, retries, a cache, which envs at which steps, and where the wall time goes.
-
-`AskedTeacher` asks one teacher and keeps its counts. `GuidedEnv` is the environment a student plays in: it shows the
-student its own frames, and asks the teachers about them at the same time.
-"""
+"""Asking one teacher: time-outs, retries, a cache, and where the wall time goes. Who is asked when: guided_env.py."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from robot_rl.algorithms.guidance_labels import GuidanceLabels
-from robot_rl.arrays import Array, Bool, Float32, Int64
-from robot_rl.contracts import Teacher, VectorEnv
+from robot_rl.arrays import Array, Float32, Int64
+from robot_rl.contracts import Teacher
 from robot_rl.data.observation_digest import row_digests
 from robot_rl.data.teacher_card import TeacherCard
-from robot_rl.errors import ConfigError, DeployError, PolicyError, RobotRlError
-from robot_rl.types import ActionChunk, Observation, StepResult
+from robot_rl.errors import ConfigError, DeployError, PolicyError
+from robot_rl.types import ActionChunk, Observation
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +31,7 @@ class CallConfig:
         envs: asked at a step, in turn; null: all. For a slow teacher; the rest have no teacher term.
         every: env steps from one question to the next.
         cache_entries: answers kept by (digest of the observation, teacher), least used ones dropped; 0: no cache.
-        timeout_s: of one call to a remote teacher.
+        timeout_s: of one call to a remote teacher; of every row of it where the teacher takes one frame a message.
         retries: further calls behind a failed or late one, of a remote teacher.
         wait_s: before the first retry; doubles with each.
     """
@@ -62,7 +57,9 @@ class AskedTeacher:
     """A teacher, and what asking it has cost. Answers are first actions of its chunks.
 
     Args:
-        teacher: has `history` (frames that it wants), `card` and `is_remote` as well.
+        teacher: has `history` (frames that it wants), `card` and `is_remote` as well. A remote one has `close`, which ends its
+            connection even while `label` waits for it in another thread (the next `label` opens one), and `is_one_frame`:
+            whether every row is a message of its own.
         config: see CallConfig.
         sleep: between retries.
         clock: seconds, monotonic.
@@ -83,6 +80,7 @@ class AskedTeacher:
         self.card: TeacherCard = about.card
         self.history: int = about.history
         self.is_remote: bool = about.is_remote
+        self.is_one_frame: bool = self.is_remote and about.is_one_frame
         self.seconds, self.calls, self.rows, self.hits, self.retried = 0.0, 0, 0, 0, 0
         self._cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
@@ -151,7 +149,7 @@ class AskedTeacher:
         return self._checked(chunk, len(observation.proprio))
 
     def _answer(self, observation: Observation) -> ActionChunk:
-        """One call; a remote one in a thread that is left alone when it is late."""
+        """One call; a remote one in a thread that is left alone, without its connection, when it is late."""
         if not self.is_remote:
             return self.teacher.label(observation)
         found: list[Any] = []
@@ -164,10 +162,12 @@ class AskedTeacher:
 
         worker = threading.Thread(target=call, daemon=True, name=f"teacher {self.card.name}")
         worker.start()
-        worker.join(self.config.timeout_s)
+        limit_s = self.config.timeout_s * (len(observation.proprio) if self.is_one_frame else 1)
+        worker.join(limit_s)
         if not found:
+            self.close()  # two threads on one connection would take each other's answers
             raise DeployError(
-                f"teacher {self.card.name!r}", expected=f"an answer within {self.config.timeout_s:g} s", got="none",
+                f"teacher {self.card.name!r}", expected=f"an answer within {limit_s:g} s", got="none",
                 hint="Ask about fewer envs (calls.envs), or raise calls.timeout_s.",
             )  # fmt: skip
         if isinstance(found[0], BaseException):
@@ -196,130 +196,3 @@ def take_rows(observation: Observation, rows: Int64[Array, " R"]) -> Observation
     taken = observation.map(lambda array: array[rows.tolist()])
     texts = observation.instruction
     return taken if texts is None else replace(taken, instruction=tuple(texts[row] for row in rows.tolist()))
-
-
-class GuidedEnv:
-    """A VectorEnv that asks teachers about what it shows while a student plays.
-
-    Args:
-        env: stacks as many frames as the student and every teacher want.
-        history: frames of the student.
-        teachers: asked; all about the same envs.
-        reference: asked about every env at every step, or None.
-        config: which envs, which steps.
-        on_demand: ask only about envs whose last `fail_window` episodes all failed.
-        fail_window: see on_demand.
-
-    Attributes:
-        is_asking: whether teachers are asked at all; False where their weight is 0.
-        seconds: spent in the environment.
-        lost: why a teacher gave no answer, or None; who goes on without it sets it back.
-    """
-
-    def __init__(
-        self, env: VectorEnv, *, history: int, teachers: Sequence[AskedTeacher], reference: AskedTeacher | None,
-        config: CallConfig, on_demand: bool, fail_window: int,
-    ) -> None:  # fmt: skip
-        self.env, self.spec, self.num_envs, self.device = env, env.spec, env.num_envs, env.device
-        self.teachers, self.reference, self.config = teachers, reference, config
-        self.is_asking, self.seconds = True, 0.0
-        self.lost: RobotRlError | None = None
-        self._history, self._on_demand, self._fail_window = history, on_demand, fail_window
-        self._rows: list[tuple[torch.Tensor, ...]] = []
-        self._forget()
-
-    def _forget(self) -> None:
-        self._steps, self._shown = 0, None
-        self._won = np.zeros(self.num_envs, dtype=bool)
-        self._outcomes: list[deque[bool]] = [deque(maxlen=self._fail_window) for _ in range(self.num_envs)]
-
-    _shown: Observation | None
-
-    @property
-    def episode_seeds(self) -> Int64[Array, " N"]:
-        """Of the environment."""
-        return self.env.episode_seeds
-
-    @property
-    def success_at_reset(self) -> Bool[Array, " N"]:
-        """Of the environment."""
-        return self.env.success_at_reset
-
-    def reset(self, seeds: Iterable[int]) -> Observation:
-        """Start new episodes; turns, outcomes and labels so far are forgotten."""
-        self._forget()
-        self._rows = []
-        self._shown = self._timed(lambda: self.env.reset(seeds))
-        return newest_frames(self._shown, self._history)
-
-    def step(self, chunk: ActionChunk) -> StepResult:
-        """Ask the teachers about what was shown, then play.
-
-        Raises:
-            DeployError, PolicyError: see AskedTeacher.label; nothing was played then.
-        """
-        assert self._shown is not None
-        if self.is_asking:
-            try:
-                self._rows.append(self._ask(self._shown))
-            except RobotRlError as error:
-                self.lost = error
-                raise
-        result: StepResult = self._timed(lambda: self.env.step(chunk))
-        self._steps += 1
-        self._won |= result.success.cpu().numpy()
-        for row in np.flatnonzero((result.terminated | result.truncated).cpu().numpy()).tolist():
-            self._outcomes[row].append(bool(self._won[row]))
-            self._won[row] = False
-        self._shown = result.observation
-        return replace(
-            result, observation=newest_frames(result.observation, self._history),
-            final_observation=newest_frames(result.final_observation, self._history),
-        )  # fmt: skip
-
-    def take(self) -> GuidanceLabels | None:
-        """Labels of the steps since the last call, or None when no teacher was asked."""
-        rows, self._rows = self._rows, []
-        if not rows:
-            return None
-        teacher, asked, failing, reference = (torch.stack(column) for column in zip(*rows, strict=True))
-        return GuidanceLabels(teacher, asked, failing, None if self.reference is None else reference)
-
-    def protocol(self) -> dict[str, Any]:
-        """Of the environment."""
-        return self.env.protocol()
-
-    def close(self) -> None:
-        """Close the environment."""
-        self.env.close()
-
-    def due(self) -> Bool[Array, " N"]:
-        """Envs that teachers are asked about now."""
-        out = np.zeros(self.num_envs, dtype=bool)
-        turn, late = divmod(self._steps, self.config.every)
-        if not late:
-            number = min(self.config.envs or self.num_envs, self.num_envs)
-            out[(turn * number + np.arange(number)) % self.num_envs] = True
-        return out & self._failing() if self._on_demand else out
-
-    def _failing(self) -> np.ndarray:
-        return np.array([not any(outcomes) for outcomes in self._outcomes], dtype=bool)
-
-    def _ask(self, shown: Observation) -> tuple[torch.Tensor, ...]:
-        due, size = self.due(), self.spec.action.size
-        labels = torch.zeros(len(self.teachers), self.num_envs, size)
-        rows = np.flatnonzero(due)
-        if rows.size:
-            some = shown if rows.size == self.num_envs else take_rows(shown, rows)
-            for number, teacher in enumerate(self.teachers):
-                labels[number, rows] = teacher.label(some)
-        asked = torch.from_numpy(due)[None].expand(len(self.teachers), -1).clone()
-        reference = torch.zeros(self.num_envs, size) if self.reference is None else self.reference.label(shown)
-        return labels, asked, torch.from_numpy(self._failing()), reference
-
-    def _timed(self, call: Callable[[], Any]) -> Any:
-        began = time.monotonic()
-        try:
-            return call()
-        finally:
-            self.seconds += time.monotonic() - began

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from robot_rl.algorithms.guidance_labels import TeacherTraces
 from robot_rl.algorithms.teacher_agreement import Agreement, agreement
 from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.contracts import VectorEnv
+from robot_rl.data.same_spec import require_same_spec
 from robot_rl.data.store import EpisodeStore
 from robot_rl.fitting.teacher_calls import AskedTeacher, CallConfig, take_rows
 from robot_rl.rollout import Actor, rollout, summarize
+from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Episode, Observation
 
 log = logging.getLogger(__name__)
@@ -122,7 +124,8 @@ def measure_teacher(
         "length": summary["length"],
         "first_seed": seeds[0],
         "latency_ms": {"p50": float(np.percentile(latency_ms, 50)), "p95": float(np.percentile(latency_ms, 95)),
-                       "first": 1000 * actor.latencies_s[0], "rows": env.num_envs},
+                       "first": 1000 * actor.latencies_s[0], "rows": env.num_envs,
+                       "is_one_frame": teacher.is_one_frame},
         "agreement": None if shown is None else compare(teacher, shown, env).to_json(),
     }  # fmt: skip
     rate = report["success_once"]
@@ -136,6 +139,9 @@ def measure_teacher(
 def cost_of(report: dict[str, Any], *, env_steps: int, num_envs: int, config: CallConfig) -> dict[str, float]:
     """What asking will cost: answers, calls and seconds, from the latency that was measured; the cache is left out.
 
+    A call about fewer envs takes as long as the measured one where a batch is one message, and its share of it where every
+    row is one.
+
     Args:
         report: of `measure_teacher`.
         env_steps: of all envs together, in which the teacher is asked.
@@ -144,15 +150,23 @@ def cost_of(report: dict[str, Any], *, env_steps: int, num_envs: int, config: Ca
     """
     calls = env_steps / num_envs / config.every
     answers = calls * min(config.envs or num_envs, num_envs)
-    return {"answers": answers, "calls": calls, "seconds": calls * report["latency_ms"]["p50"] / 1000}
+    latency = report["latency_ms"]
+    measured = answers / latency["rows"] if latency["is_one_frame"] else calls
+    return {"answers": answers, "calls": calls, "seconds": measured * latency["p50"] / 1000}
 
 
 def compare(teacher: AskedTeacher, shown: ShownSteps, env: VectorEnv) -> Agreement:
-    """A teacher's answers to what was shown, against the actions of then."""
+    """A teacher's answers to what was shown, against the actions of then.
+
+    Raises:
+        DeployError, PolicyError: see AskedTeacher.label.
+    """
+    # The time limit of a remote teacher is that of a batch as training asks it.
+    most = env.num_envs if teacher.is_remote else ROWS_AT_ONCE
     rows = np.arange(len(shown.action))
     answers = [
         teacher.label(take_rows(shown.observation, part)).numpy()
-        for part in np.array_split(rows, max(len(rows) // ROWS_AT_ONCE, 1))
+        for part in np.array_split(rows, max(-(-len(rows) // most), 1))
     ]
     low, high = bounds(env)
     return agreement(np.concatenate(answers), shown.action, low=low, high=high)
@@ -165,15 +179,25 @@ def bounds(env: VectorEnv) -> tuple[np.ndarray, np.ndarray]:
     return np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)
 
 
-def shown_by_store(path: str, *, history: int) -> ShownSteps:
+def shown_by_store(path: str, *, spec: EnvSpec, history: int) -> ShownSteps:
     """The first steps, up to 2,000, of the episodes of an EpisodeStore.
 
+    Args:
+        path: of the store.
+        spec: of the environment that the teacher is compared in.
+        history: To, frames of each observation.
+
     Raises:
-        DataError: no store there, or a damaged one.
+        DataError: no store there, a damaged one, or one of another environment.
     """
     observations: list[dict[str, torch.Tensor]] = []
     actions: list[np.ndarray] = []
     with EpisodeStore.open(path, mode="r") as store:
+        # How long an episode may last changes nothing of a single step.
+        wanted = replace(spec, max_episode_steps=store.spec.max_episode_steps)
+        require_same_spec(
+            store.spec, wanted, where=path, whose="the environment", hint="Give demonstrations of this environment, or none.",
+        )  # fmt: skip
         for index in range(len(store)):
             episode = store.episode(index)
             observations.append(_frames(episode, history))

@@ -18,41 +18,39 @@ Metrics (metrics.jsonl, step = env steps of all envs together; evaluations at th
     refine_teacher/reward_mean       of a step in the roll-out
     refine_teacher/weight            of the teacher term, 0 where no teacher was asked
     refine_teacher/distill_loss      the unweighted teacher term, mean over the minibatches
-    refine_teacher/gate              share of asked rows that counted in it
+    refine_teacher/gate              share of asked rows that counted in it (ampo: of all rows, those of failing envs)
     refine_teacher/helps             option gated: 1 where the teacher's direction gained over the whole roll-out
     refine_teacher/asked_share       share of steps about which a teacher was asked
     refine_teacher/alarm             1 where the distillation loss fell and the reward fell as well (teacher hacking)
     refine_teacher/undone            student=denoising: 1 where the update passed max_kl and was undone
     refine_teacher/kl, clip_share, value_loss, std, minibatches, learning_rate    of PPO's update
-    refine_teacher/seconds_student, seconds_env, seconds_teacher    wall time of training so far, in this process
+    refine_teacher/seconds_student, seconds_env, seconds_teacher    wall time of training so far, in this process; the
+                                     reference of option g_opd is a teacher as well
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from robot_rl.algorithms.guidance import Guidance, GuidanceConfig
-from robot_rl.algorithms.guidance_labels import TeacherTraces
+from robot_rl.algorithms.guidance import GuidanceConfig
 from robot_rl.algorithms.sample_efficiency import steps_to_target
-from robot_rl.data.teacher_card import require_card
-from robot_rl.errors import ConfigError, RobotRlError
-from robot_rl.fitting.refinement import Refinement, Seeds, Student
-from robot_rl.fitting.teacher_calls import AskedTeacher, CallConfig, GuidedEnv
-from robot_rl.fitting.teacher_quality import ShownSteps, cost_of, measure_teacher, shown_by_expert, shown_by_store
+from robot_rl.errors import RobotRlError
+from robot_rl.fitting.refinement import Refinement, Seeds
+from robot_rl.fitting.teacher_calls import CallConfig
 from robot_rl.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from robot_rl.runs.config import build
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
 from robot_rl.runs.training import pick_device
-from robot_rl.specs import EnvSpec
-from robot_rl.stages.baseline import BaselineConfig, evaluate_both_ways, open_teacher, spec_of
+from robot_rl.stages.baseline import BaselineConfig, evaluate_both_ways, spec_of
+from robot_rl.stages.refine_teacher_setup import check_config, check_option, guided_env, open_teachers, report_on
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +65,13 @@ class RefineTeacherConfig:
         student: component: what learns.
         teacher: component: who guides it. Not built when guidance.weight is 0.
         other_teachers: more of them, for guidance.option=ampo.
-        reference: component of a teacher that stands for what the teacher began as, for guidance.option=g_opd.
+        reference: component of a teacher that stands for what the teacher began as, for guidance.option=g_opd; it is asked
+            about every env at every step.
         env: component: what is played, in training and in evaluation.
         guidance: the teacher term and its weight.
         calls: which envs at which steps; cache, time-outs, retries.
-        go_on_without_teacher: when it gives no answer any more, go on as plain PPO; otherwise stop with a checkpoint.
+        go_on_without_teacher: when it gives no answer any more, or is not there when the run is resumed, go on as plain PPO;
+            otherwise stop with a checkpoint.
         demonstrations: EpisodeStore that the teacher is compared with; may be empty.
         expert: component of an expert that it is compared with when there are no demonstrations; may be empty.
         quality_episodes: of the teacher, before training; 0: no report.
@@ -119,29 +119,31 @@ CONFIG = RefineTeacherConfig
 
 def run(config: RefineTeacherConfig, run: RunDirectory) -> dict[str, Any]:
     """Measure the teacher, train, evaluate along the way, and return the last scores and the env steps to each target."""
-    _check(config)
+    check_config(config)
     torch.set_num_threads(config.threads)
     began, evaluating = time.monotonic(), 0.0
-    spec = spec_of(config.env)
-    teachers, reference = _teachers(config, spec)
+    spec, newest = spec_of(config.env), latest_checkpoint(run.path)
+    saved = None if newest is None else load_checkpoint(newest)
+    begins = 0 if saved is None else saved.documents["refinement"]["env_steps"]
+    teachers = open_teachers(config, spec, env_steps=begins, is_new=saved is None)
     student = build(config.student, spec=spec, device=str(pick_device(config.device)), seed=config.seed)
-    _check_option(config, student)
-    newest = latest_checkpoint(run.path)
-    traces = _report(config, teachers, run, is_new=newest is None)
-    env = _guided_env(config, student.history, teachers, reference)
+    check_option(config, student)
+    traces = report_on(config, teachers, run, history=student.history, is_new=saved is None)
+    env = guided_env(config, history=student.history, teachers=teachers)
     trial = build(config.env, num_envs=min(config.num_envs, config.rollout_episodes), history=student.history)
     state = Refinement(
         student, env, config.guidance, Seeds(config.train_first_seed + 1_000_000 * config.seed), traces,
         goes_on=config.go_on_without_teacher,
     )  # fmt: skip
-    if newest is not None:
-        state.restore(load_checkpoint(newest))
+    if saved is not None:
+        state.restore(saved)
         log.info("continuing at %d env steps from %s", state.env_steps, newest)
+    if teachers.lost is not None:
+        state.lose(teachers.lost)
 
     def seconds() -> dict[str, float]:
-        teacher = sum(each.seconds for each in teachers)
         played, total = env.seconds, time.monotonic() - training_since - evaluating
-        asked = teacher - before
+        asked = teachers.seconds - before
         return {"seconds_student": max(total - played - asked, 0.0), "seconds_env": played, "seconds_teacher": asked}
 
     def evaluate() -> dict[str, float]:
@@ -154,7 +156,7 @@ def run(config: RefineTeacherConfig, run: RunDirectory) -> dict[str, Any]:
         log.info("%d env steps: %s of %s", state.env_steps, scores["deterministic"]["k"], scores["deterministic"]["n"])
         return _flat(scores)
 
-    before, training_since = sum(each.seconds for each in teachers), time.monotonic()
+    before, training_since = teachers.seconds, time.monotonic()
     with (
         MetricsWriter(run.path / "metrics.jsonl", resume_step=None if newest is None else state.env_steps) as metrics,
         interruptible() as stop,
@@ -180,112 +182,17 @@ def run(config: RefineTeacherConfig, run: RunDirectory) -> dict[str, Any]:
                 raise
             if stop.requested and state.env_steps < config.num_steps:
                 raise KeyboardInterrupt
-    summary = _summary(config, state) | {"protocol": trial.protocol(), "teachers": [t.counts() for t in teachers]}
+    summary = _summary(config, state) | {
+        "protocol": trial.protocol(),
+        "teachers": [t.counts() for t in teachers.everyone],
+    }
     if (run.path / "teacher.json").is_file():
         summary["teacher_success_once"] = [report["success_once"] for report in run.read_json("teacher.json")]
     summary |= {"seconds": time.monotonic() - began, "evaluation_seconds": evaluating} | seconds()
-    for each in (env, trial, *teachers):
+    for each in (env, trial, teachers):
         each.close()
     run.write_json("summary.json", summary)
     return summary
-
-
-def shown_steps(config: RefineTeacherConfig, spec: EnvSpec, *, history: int) -> ShownSteps | None:
-    """What a teacher is compared with: the demonstrations, or episodes of the expert, or nothing."""
-    if config.demonstrations:
-        return shown_by_store(config.demonstrations, history=history)
-    if not config.expert:
-        return None
-    number = max(config.quality_episodes, 1)
-    env = build(config.env, num_envs=min(config.num_envs, number), history=history)
-    try:
-        first = config.quality_first_seed
-        return shown_by_expert(build(config.expert, spec=spec), env, range(first, first + number))
-    finally:
-        env.close()
-
-
-def _check(config: RefineTeacherConfig) -> None:
-    config.guidance.validate()
-    config.calls.validate()
-    numbers = (config.num_steps, config.evaluate_every_steps, config.rollout_episodes, config.num_envs)
-    if min(numbers) < 1 or config.quality_episodes < 0:
-        raise ConfigError(
-            "refine_teacher", expected="num_steps, evaluate_every_steps, rollout_episodes and num_envs of at least 1",
-            got=str(numbers), hint="Set them to positive numbers.",
-        )  # fmt: skip
-    needed = {"teacher": config.teacher, "student": config.student}
-    needed |= {"reference": config.reference} if config.guidance.option is Guidance.g_opd else {}
-    for name, node in needed.items():
-        if not node and (name == "student" or config.guidance.weight > 0):
-            raise ConfigError(f"refine_teacher.{name}", expected="a component", got="none", hint=f"{name}=<choice>.")
-    if config.guidance.option is Guidance.redi and config.guidance.weight > 0 and config.quality_episodes == 0:
-        raise ConfigError(
-            "quality_episodes", expected="some of the teacher, which option redi learns from", got="0", hint="E.g. 50."
-        )
-    if config.guidance.weight > 0 and config.guidance.anneal_steps == 0 and config.guidance.option is Guidance.rpd:
-        log.warning(
-            "guidance.weight is constant, as in the paper: the student ends between its optimum and the teacher; "
-            "guidance=annealed lets it pass"
-        )
-
-
-def _check_option(config: RefineTeacherConfig, student: Student) -> None:
-    if config.guidance.weight > 0 and config.guidance.option not in student.options:
-        raise ConfigError(
-            "guidance.option", expected=f"one that this student has: {', '.join(sorted(o.value for o in student.options))}",
-            got=config.guidance.option.value,
-            hint="The others need the density of an action, which only student=gaussian has.",
-        )  # fmt: skip
-
-
-def _teachers(config: RefineTeacherConfig, spec: EnvSpec) -> tuple[list[AskedTeacher], AskedTeacher | None]:
-    """The teachers and the reference, their cards checked; none when the weight is 0."""
-    if config.guidance.weight == 0:
-        return [], None
-    teachers = [open_teacher(node, spec, config.calls) for node in (config.teacher, *config.other_teachers)]
-    is_referred = config.guidance.option is Guidance.g_opd
-    reference = open_teacher(config.reference, spec, config.calls) if is_referred else None
-    for each in [*teachers, *([] if reference is None else [reference])]:
-        require_card(each.card, spec)
-    return teachers, reference
-
-
-def _guided_env(
-    config: RefineTeacherConfig, history: int, teachers: Sequence[AskedTeacher], reference: AskedTeacher | None
-) -> GuidedEnv:
-    asked = [] if config.guidance.option is Guidance.redi else list(teachers)
-    most = max([history, *(each.history for each in [*asked, *([] if reference is None else [reference])])])
-    env = build(config.env, num_envs=config.num_envs, history=most)
-    return GuidedEnv(
-        env, history=history, teachers=asked, reference=reference, config=config.calls,
-        on_demand=config.guidance.option is Guidance.ampo, fail_window=config.guidance.fail_window,
-    )  # fmt: skip
-
-
-def _report(
-    config: RefineTeacherConfig, teachers: Sequence[AskedTeacher], run: RunDirectory, *, is_new: bool
-) -> TeacherTraces | None:
-    """Measure the teachers into teacher.json; returns the first one's episodes where the option learns from them."""
-    learns = config.guidance.option is Guidance.redi
-    if not teachers or config.quality_episodes == 0 or not (is_new or learns):
-        return None
-    reports, traces = [], []
-    for teacher in teachers:
-        env = build(config.env, num_envs=min(config.num_envs, config.quality_episodes), history=teacher.history)
-        try:
-            shown = shown_steps(config, env.spec, history=teacher.history)
-            seeds = range(config.quality_first_seed, config.quality_first_seed + config.quality_episodes)
-            report, trace = measure_teacher(teacher, env, seeds, shown=shown)
-        finally:
-            env.close()
-        steps = 0 if learns else min(config.num_steps, config.guidance.anneal_steps or config.num_steps)
-        report["cost"] = cost_of(report, env_steps=steps, num_envs=config.num_envs, config=config.calls)
-        reports.append(report)
-        traces.append(trace)
-    if is_new:
-        run.write_json("teacher.json", reports)
-    return traces[0] if learns else None
 
 
 def _evaluation(config: RefineTeacherConfig) -> BaselineConfig:
@@ -326,5 +233,5 @@ def _summary(config: RefineTeacherConfig, state: Refinement) -> dict[str, Any]:
         "success_once_stochastic": last["stochastic"],
         "to_target": [each.to_json() for each in found],
         "alarms": state.alarms,
-        "lost_teacher": state.is_lost,
+        "lost_teacher": state.was_lost,
     }

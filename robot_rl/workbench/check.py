@@ -18,6 +18,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -167,11 +168,13 @@ def _teacher_findings(options: argparse.Namespace) -> tuple[list[Finding], Seque
     from robot_rl.checks.teacher import TEACHER_CHECKS, check_teacher
     from robot_rl.runs.config import build, load_config
     from robot_rl.stages.baseline import open_teacher, spec_of
-    from robot_rl.stages.refine_teacher import RefineTeacherConfig, shown_steps
+    from robot_rl.stages.refine_teacher import RefineTeacherConfig
+    from robot_rl.stages.refine_teacher_setup import shown_steps
 
     config = load_config(RefineTeacherConfig, options.overrides, name="refine_teacher", config_dir=options.config_dir)
     spec = spec_of(config.env)
-    teacher = open_teacher(config.teacher, spec, config.calls)
+    # Without the cache: it would answer for the teacher where questions are repeated or turned round.
+    teacher = open_teacher(config.teacher, spec, replace(config.calls, cache_entries=0))
     shown = shown_steps(config, spec, history=teacher.history)
     env = build(config.env, num_envs=NUM_ENVS, history=teacher.history)
     try:
@@ -179,6 +182,7 @@ def _teacher_findings(options: argparse.Namespace) -> tuple[list[Finding], Seque
         observation = env.reset(range(first, first + NUM_ENVS))
         return check_teacher(teacher, env, observation=observation, shown=shown), TEACHER_CHECKS
     finally:
+        teacher.close()
         env.close()
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from robot_rl.data.teacher_card import load_teacher_card, require_card
+from robot_rl.data.teacher_card import require_card
+from robot_rl.data.teacher_card_file import load_teacher_card
 from robot_rl.envs.point_reach import PointReachConfig, make_env
 from robot_rl.policies.teacher_client import TeacherClient, TeacherClientConfig
 

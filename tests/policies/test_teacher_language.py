@@ -14,7 +14,8 @@ pytest.importorskip("msgpack")
 
 import two_discs
 
-from robot_rl.data.teacher_card import load_teacher_card, require_card
+from robot_rl.data.teacher_card import require_card
+from robot_rl.data.teacher_card_file import load_teacher_card
 from robot_rl.envs.point_reach import PointReachConfig, make_env
 from robot_rl.errors import DeployError
 from robot_rl.fitting.teacher_calls import AskedTeacher, CallConfig

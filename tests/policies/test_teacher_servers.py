@@ -22,7 +22,8 @@ import vla_stand_ins
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from robot_rl.data.teacher_card import load_teacher_card, require_card
+from robot_rl.data.teacher_card import require_card
+from robot_rl.data.teacher_card_file import load_teacher_card
 from robot_rl.deploy import wire
 from robot_rl.errors import DeployError
 from robot_rl.policies.teacher_client import TeacherClient, TeacherClientConfig

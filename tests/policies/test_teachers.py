@@ -18,12 +18,14 @@ from robot_rl.checks.findings import Severity
 from robot_rl.checks.teacher import check_teacher
 from robot_rl.data.normalizer import unit_actions
 from robot_rl.data.observation_digest import row_digests
-from robot_rl.data.teacher_card import card_of, card_problems, gripper_ends, load_teacher_card, require_card
+from robot_rl.data.teacher_card import card_of, card_problems, gripper_ends, require_card
+from robot_rl.data.teacher_card_file import load_teacher_card
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.envs.history import Frame, HistoryEnv
 from robot_rl.envs.point_reach import PointReachConfig, PointReachExpert, PointReachExpertConfig, PointReward, make_env
 from robot_rl.errors import ConfigError, DeployError, PolicyError
-from robot_rl.fitting.teacher_calls import AskedTeacher, CallConfig, GuidedEnv, newest_frames, take_rows
+from robot_rl.fitting.guided_env import GuidedEnv
+from robot_rl.fitting.teacher_calls import AskedTeacher, CallConfig, newest_frames, take_rows
 from robot_rl.fitting.teacher_quality import ShownSteps, measure_teacher, shown_by_expert
 from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy
 from robot_rl.policies.teacher_policy import TeacherPolicy, TeacherPolicyConfig
@@ -60,6 +62,8 @@ def answer(teacher: ScriptedTeacher, observation: Observation) -> torch.Tensor:
 class Stub:
     """A teacher whose answers are x, y of the point, with a script of what happens at each call."""
 
+    is_one_frame = False
+
     def __init__(self, spec: EnvSpec, *, is_remote: bool = False, history: int = 1) -> None:
         self.card, self.is_remote, self.history = (
             card_of(spec, name="stub", history=history, keys=()),
@@ -74,6 +78,8 @@ class Stub:
         if self.script:
             self.script.pop(0)()
         return ActionChunk(torch.as_tensor(observation.proprio)[:, -1:].clone(), execute=1)
+
+    def close(self) -> None: ...
 
 
 SPEC = point_env(1).spec
@@ -286,7 +292,9 @@ def test_gripper_texts_of_simulators_are_read() -> None:
     assert gripper_ends("-1 closed .. 1 open") == (-1.0, 1.0)
     assert gripper_ends("-1 closed (-0.01 m) .. 1 open (0.04 m)") == (-1.0, 1.0)
     assert gripper_ends("0 m closed .. 0.04 m open") == (0.0, 0.04)
-    assert gripper_ends("none") is None
+    assert gripper_ends("-1 open .. 1 closed") == (1.0, -1.0)
+    assert gripper_ends("0 m open (fingers apart) .. 0.04 m closed") == (0.04, 0.0)
+    assert [gripper_ends(text) for text in ("none", "0 .. 255", "closed... open", "1 closed")] == [None] * 4
 
 
 GRIPPER_SPEC = EnvSpec(
@@ -383,6 +391,7 @@ def test_a_card_that_fits(tmp_path: Path) -> None:
         (("offset: [0, -1]", "offset: []"), "gripper"),
         (("control_hz: 10", "control_hz: 5"), "control_hz"),
         (("size: 2", "size: 7"), "action size"),
+        (("size: 2", "size: 2\nsent_size: 1"), "sent_size"),
         (("height: 8", "height: 224"), "camera base"),
         (("source: front", "source: wrist"), "camera base"),
         (("keys: [proprio]", "keys: [state]"), "observation state"),
@@ -393,6 +402,39 @@ def test_a_card_that_does_not_fit(change: tuple[str, str], where: str, tmp_path:
     assert where in [problem.where for problem in card_problems(card, GRIPPER_SPEC)]
     with pytest.raises(PolicyError, match="check teacher"):
         require_card(card, GRIPPER_SPEC)
+
+
+def with_gripper(text: str, meanings: tuple[str, str] = ("move x", "gripper")) -> EnvSpec:
+    return replace(
+        GRIPPER_SPEC, action_semantics=replace(GRIPPER_SPEC.action_semantics, gripper=text),
+        action=replace(GRIPPER_SPEC.action, meanings=meanings),
+    )  # fmt: skip
+
+
+def test_every_gripper_element_is_checked_whichever_end_comes_first(tmp_path: Path) -> None:
+    said, text = 'gripper: "-1 closed .. 1 open"', "-1 open .. 1 closed"
+    turned = load_teacher_card(card_file(tmp_path, (said, f'gripper: "{text}"')))
+    (problem,) = card_problems(turned, with_gripper(text))
+    assert problem.got == "closed -1, open 1 (flipped)"
+    right = load_teacher_card(card_file(tmp_path, (said, f'gripper: "{text}"'), ("gripper: [0, 1]", "gripper: [1, 0]")))
+    assert card_problems(right, with_gripper(text)) == []
+    # Two fingers: [0, 1] to [-1, 1] was said of the second alone.
+    hands = with_gripper("-1 closed .. 1 open", ("left finger", "right finger"))
+    card = load_teacher_card(card_file(tmp_path))
+    assert [(each.where, each.got) for each in card_problems(card, hands)] == [
+        ("gripper, left finger", "closed 0, open 1")
+    ]
+
+
+def test_a_gripper_that_can_not_be_compared_is_a_problem(tmp_path: Path) -> None:
+    odd = "0 .. 255, the fingers apart at 255"
+    card = load_teacher_card(card_file(tmp_path, ('gripper: "-1 closed .. 1 open"', f'gripper: "{odd}"')))
+    (problem,) = card_problems(card, with_gripper(odd))
+    assert (problem.where, problem.got) == ("gripper of the environment", repr(odd))
+    (problem,) = card_problems(load_teacher_card(card_file(tmp_path)), with_gripper("-1 closed .. 1 open", ("x", "y")))
+    assert problem.expected == "an element whose meaning names it"
+    # A teacher that speaks the environment's own language has nothing to convert.
+    assert card_problems(card_of(with_gripper(odd), name="own", history=1, keys=()), with_gripper(odd)) == []
 
 
 def test_a_flipped_gripper_is_called_so(tmp_path: Path) -> None:
@@ -641,3 +683,12 @@ def test_the_command_names_a_doubled_delta(capsys: pytest.CaptureFixture[str]) -
     assert "8 checks: 0 error, 0 warning" in capsys.readouterr().out
     assert check.main([*words, "teacher.scale=2"]) == 1
     assert "2.00 times them: doubled delta" in capsys.readouterr().out
+
+
+def test_the_command_asks_the_teacher_and_not_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    """A teacher that draws its answers: the cache would repeat the first draw."""
+    words = ["teacher", "env=point_reach", "~teacher", "+teacher={_target_: odd_teachers.DrawingTeacher}"]
+    assert check.main([*words, "calls.cache_entries=1000"]) == 1
+    out = capsys.readouterr().out
+    assert "error    order" in out
+    assert "warning  repeats" in out
