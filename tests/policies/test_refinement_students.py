@@ -133,12 +133,14 @@ def test_the_gates_of_a_denoising_student_look_at_centred_advantages_and_whole_r
         assert TeacherTerm(student.learner, other, told, gated, update=update).numbers()["helps"] == helps
     # The reward comes at the last of four steps alone: with GAE's trace of 0 the first step's return would be V.
     ended = torch.tensor([False, False, False, True]).repeat(2)
-    late = replace(played, reward=torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 2.0]), terminated=ended)
-    late = replace(late, truncated=torch.zeros_like(ended))
-    kepo = GuidanceConfig(option=Guidance.kepo)
     whole = UpdateConfig(1.0, 0.0, config.ppo, config.value)
-    term = TeacherTerm(student.learner, replace(batch, decisions=late), told, kepo, update=whole)
-    assert term._rows.tolist() == [4, 5, 6, 7]  # all of env 1, whose return is above the quantile
+    for better, rows in ((0, [0, 1, 2, 3]), (1, [4, 5, 6, 7])):
+        reward = torch.zeros(8)
+        reward[[3, 7]] = torch.tensor([2.0, 1.0]).roll(better)
+        late = replace(played, reward=reward, terminated=ended, truncated=torch.zeros_like(ended))
+        kepo = GuidanceConfig(option=Guidance.kepo)
+        term = TeacherTerm(student.learner, replace(batch, decisions=late), told, kepo, update=whole)
+        assert term._rows.tolist() == rows  # all of the env whose return is above the quantile
 
 
 @pytest.mark.parametrize(("final", "expected"), [(0.03, 0.65), (None, 1.0)])

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from refinement_runs import check_resumed, numbers, start
+from odd_teachers import SlowTeacher
+from refinement_runs import check_resumed, numbers, resumed, start
 
 from robot_rl.data.store import EpisodeStore
-from robot_rl.errors import ConfigError, DeployError, PolicyError
+from robot_rl.errors import ConfigError, DataError, DeployError, PolicyError
 from robot_rl.policies.baseline_gaussian import GaussianPpo, GaussianPpoConfig
 from robot_rl.runs.checkpoint import load_checkpoint, load_policy
 from robot_rl.runs.config import build, config_to_yaml, load_config
@@ -109,6 +110,72 @@ def test_every_option_trains_and_resumes_to_the_bit(option: str, tmp_path: Path)
     check_resumed(run, tmp_path / "b", [*ENV, *words])
 
 
+@pytest.mark.parametrize("option", ["annealed", "redi"])
+def test_a_run_whose_weight_is_gone_goes_on_without_opening_a_teacher(option: str, tmp_path: Path) -> None:
+    words = [*TINY, f"guidance={option}", "guidance.anneal_steps=80"]
+    run, summary = refined(tmp_path / "a", *words, *WRONG)
+    gone = [*ENV, *words, "~teacher", "+teacher={_target_: odd_teachers.Untouchable}"]
+    again, other = resumed(run, tmp_path / "b", gone)
+    assert numbers(again) == numbers(run)
+    assert (summary["lost_teacher"], other["lost_teacher"], other["teachers"]) == (False, False, [])
+
+
+@pytest.mark.parametrize("option", ["rpd", "redi"])
+def test_a_teacher_that_is_not_there_when_a_run_goes_on_is_a_lost_one(option: str, tmp_path: Path) -> None:
+    words = [*TINY, f"guidance={option}"]
+    run, _ = refined(tmp_path / "a", *words, *WRONG)
+    away = [*ENV, *words, "~teacher", "+teacher={_target_: odd_teachers.AwayTeacher}"]
+    with pytest.raises(DeployError, match="not there"):
+        resumed(run, tmp_path / "b", away)
+    again, summary = resumed(run, tmp_path / "c", [*away, "go_on_without_teacher=true"])
+    assert (summary["env_steps"], summary["lost_teacher"]) == (160, True)
+    weights = [line["refine_teacher/weight"] for line in numbers(again) if "refine_teacher/weight" in line]
+    assert weights == [1.0, 1.0, 0.0, 0.0]
+    with pytest.raises(DeployError, match="not there"):  # a new run has to have it
+        refined(tmp_path / "d", *away[len(ENV) :], "go_on_without_teacher=true")
+
+
+def test_redi_with_a_teacher_that_dies_while_its_episodes_are_played_again(tmp_path: Path) -> None:
+    words = [*TINY, "guidance=redi", "go_on_without_teacher=true"]
+    run, _ = refined(tmp_path / "a", *words, *WRONG)
+    dying = ["~teacher", "+teacher={_target_: odd_teachers.DyingTeacher, answers: 3}"]
+    _, summary = resumed(run, tmp_path / "b", [*ENV, *words, *dying])
+    assert (summary["env_steps"], summary["lost_teacher"]) == (160, True)
+
+
+@pytest.mark.parametrize("history", [1, 2])
+def test_redi_teaches_students_with_other_frames(history: int, tmp_path: Path) -> None:
+    two_frames, _ = refined(tmp_path / "t", *TINY, "guidance=none", "student.history=2", "num_steps=80")
+    words = [*TINY, "guidance=redi", f"student.history={history}"]
+    teachers = {1: ["teacher=checkpoint", f"teacher.policy={two_frames.path}"], 2: WRONG}
+    run, _ = refined(tmp_path / "s", *words, *teachers[history])
+    assert "refine_teacher/distill_loss" in numbers(run)[-1]
+
+
+def test_the_reference_is_counted_timed_and_closed(tmp_path: Path) -> None:
+    closed = SlowTeacher.closed
+    words = [*TINY, "quality_episodes=0", *WRONG, "guidance=g_opd", "reference={_target_: odd_teachers.SlowTeacher}"]
+    _, summary = refined(tmp_path, *words)
+    assert [each["teacher"] for each in summary["teachers"]] == ["scripted", "dying"]
+    reference = summary["teachers"][1]
+    assert (reference["calls"], reference["answers"]) == (40, 160)
+    assert summary["seconds_teacher"] >= reference["seconds"] >= 40 * 0.02
+    assert SlowTeacher.closed == closed + 1
+
+
+def test_outcomes_are_in_the_checkpoint_and_come_back(tmp_path: Path) -> None:
+    words = [*TINY, *WRONG, "guidance=ampo", "guidance.fail_window=3"]
+    run, _ = refined(tmp_path, *words)
+    saved = {
+        step: load_checkpoint(run.path / "checkpoints" / f"step_{step:06d}").documents["refinement"]["outcomes"]
+        for step in (0, 80, 160)
+    }
+    assert saved[0] == [[]] * 4
+    # 80 steps in 4 envs, 10 at most an episode: two or more of each are over, and an evaluation forgets none of them.
+    assert all(len(row) >= 2 for row in saved[80])
+    assert all(len(row) == 3 for row in saved[160])
+
+
 def test_the_gate_refuses_a_liar_and_lets_a_good_teacher_in(tmp_path: Path) -> None:
     words = [*STUDENT, "num_steps=6400", "evaluate_every_steps=6400", "teacher=point_reach", "quality_episodes=0"]
     asked = {
@@ -154,6 +221,12 @@ def test_or_goes_on_without_it(tmp_path: Path) -> None:
     assert (summary["env_steps"], summary["lost_teacher"]) == (160, True)
     weights = [line["refine_teacher/weight"] for line in numbers(run) if "refine_teacher/weight" in line]
     assert weights == [1.0, 0.0, 0.0, 0.0]
+    # Gone on with, there is a teacher again, and the summary still says that there was none for a time.
+    lively = [*TINY, "~teacher", "+teacher={_target_: odd_teachers.DyingTeacher, answers: 99}", "quality_episodes=0"]
+    again, other = resumed(run, tmp_path / "b", [*ENV, *lively, "go_on_without_teacher=true"])
+    assert other["lost_teacher"]
+    weights = [line["refine_teacher/weight"] for line in numbers(again) if "refine_teacher/weight" in line]
+    assert weights == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_a_student_teaches_and_demonstrations_judge_it(tmp_path: Path) -> None:
@@ -181,6 +254,8 @@ def test_a_student_teaches_and_demonstrations_judge_it(tmp_path: Path) -> None:
     shares = [line["refine_teacher/asked_share"] for line in numbers(run) if "refine_teacher/asked_share" in line]
     assert shares == [0.25] * 4
     assert report["cost"]["answers"] == 160 / 4
+    with pytest.raises(DataError, match=r"(?s)shown\.zarr: expected episodes of the environment \(PointReach\).*image/top"):
+        refined(tmp_path / "o", *TINY, *WRONG, f"demonstrations={store}", "env.image_size=16")
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -190,6 +265,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (["guidance=g_opd"], "reference"),
         (["guidance=redi", "quality_episodes=0"], "quality_episodes"),
         (["calls.every=0"], "calls"),
+        ([f"other_teachers=[{{{EXACT}}}]"], "other_teachers.*ampo"),
+        (["guidance=redi", f"other_teachers=[{{{EXACT}}}]"], "other_teachers.*ampo"),
+        ([f"reference={{{EXACT}}}"], "reference.*g_opd"),
+        (["guidance=ampo", f"reference={{{EXACT}}}"], "reference.*g_opd"),
     ]:
         with pytest.raises(ConfigError, match=says):
             refined(tmp_path, *WRONG, *words)

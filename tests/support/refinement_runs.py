@@ -31,14 +31,19 @@ def numbers(run: RunDirectory) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
 
 
-def check_resumed(run: RunDirectory, folder: Path, words: Sequence[str]) -> None:
-    """A run of 160 steps, killed behind the evaluation at 80 in the middle of the next one's metrics, ends as it did: to the bit."""
-    lines, copy = numbers(run), folder / run.path.name
+def resumed(run: RunDirectory, folder: Path, words: Sequence[str]) -> tuple[RunDirectory, dict[str, Any]]:
+    """A copy of a run of 160 steps, killed behind the evaluation at 80 in the middle of the next one's metrics, and gone on with."""
+    copy = folder / run.path.name
     shutil.copytree(run.path, copy, symlinks=True)
     shutil.rmtree(copy / "checkpoints" / "step_000160")
     (copy / "checkpoints" / "last").unlink()
     again = RunDirectory.open(copy)
-    refine_teacher.run(load_config(refine_teacher.CONFIG, words, name="refine_teacher"), again)
+    return again, refine_teacher.run(load_config(refine_teacher.CONFIG, words, name="refine_teacher"), again)
+
+
+def check_resumed(run: RunDirectory, folder: Path, words: Sequence[str]) -> None:
+    """The copy ends as the run did: to the bit."""
+    lines, (again, _) = numbers(run), resumed(run, folder, words)
     assert numbers(again) == lines
     one, other = (load_checkpoint(each.path) for each in (run, again))
     assert one.step == other.step == 160
