@@ -10,9 +10,9 @@ from pathlib import Path
 
 from robot_rl.deploy.client import ClientTimes
 from robot_rl.deploy.execution import Execution
-from robot_rl.deploy.inference import PolicySource
 from robot_rl.deploy.loop_parts import LoopConfig
 from robot_rl.deploy.onnx_policy import CPU_PROVIDER, exported_file
+from robot_rl.deploy.policy_source import PolicySource
 from robot_rl.deploy.runtime_options import PolicyKind, RuntimeOptions, require_read
 from robot_rl.deploy.tensorrt_policy import Runtime
 from robot_rl.errors import ConfigError, PolicyError

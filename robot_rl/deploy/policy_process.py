@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from robot_rl.deploy.child_process import SharedArrays, parent_socket, receive
-from robot_rl.deploy.inference import REQUEST, PolicySource, decide, info_of, load_policy
+from robot_rl.deploy.inference import REQUEST
+from robot_rl.deploy.policy_source import PolicySource, decide, info_of, load_policy
 from robot_rl.deploy.policy_words import (
     ANSWER,
     FINE,

@@ -13,8 +13,9 @@ from typing import Any
 from robot_rl.contracts import Robot
 from robot_rl.deploy.black_box import BlackBox, BlackBoxConfig, StepRecord
 from robot_rl.deploy.control_loop import ControlLoop
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+from robot_rl.deploy.inference import ProcessPolicy
 from robot_rl.deploy.loop_parts import LoopConfig, LoopParts
+from robot_rl.deploy.policy_source import PolicySource
 from robot_rl.deploy.targets import ActionReader
 from robot_rl.deploy.watchdog import Watchdog, WatchdogConfig
 from robot_rl.specs import EnvSpec

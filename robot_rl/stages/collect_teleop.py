@@ -20,8 +20,9 @@ from typing import Any
 from robot_rl.contracts import Robot
 from robot_rl.data.delays import KEY, load_delays_for
 from robot_rl.data.store import EpisodeStore
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+from robot_rl.deploy.inference import ProcessPolicy
 from robot_rl.deploy.loop_policy import policy_file
+from robot_rl.deploy.policy_source import PolicySource
 from robot_rl.deploy.robot_card import load_robot_card
 from robot_rl.deploy.schedule import MonotonicClock
 from robot_rl.errors import ConfigError

@@ -30,10 +30,11 @@ from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.client import ClientTimes
 from robot_rl.deploy.control_loop import ControlLoop
 from robot_rl.deploy.execution import ChunkRule, Execution
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+from robot_rl.deploy.inference import ProcessPolicy
 from robot_rl.deploy.loop_parts import LoopConfig
 from robot_rl.deploy.loop_policy import ROBOT_TIMES, source_of
 from robot_rl.deploy.loop_summary import EpisodeSummary
+from robot_rl.deploy.policy_source import PolicySource
 from robot_rl.deploy.robot_card import RobotCard, load_robot_card
 from robot_rl.deploy.station import Station, StationConfig
 from robot_rl.deploy.tensorrt_policy import Runtime

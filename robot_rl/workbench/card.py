@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from robot_rl.algorithms.statistics import proportion
-from robot_rl.deploy.inference import PolicySource, load_policy
 from robot_rl.deploy.loop_policy import policy_file
 from robot_rl.deploy.onnx_policy import exported_file
+from robot_rl.deploy.policy_source import PolicySource, load_policy
 from robot_rl.errors import ConfigError, DataError, RunError
 from robot_rl.runs.directory import command_of, read_json, write_synced
 from robot_rl.specs import EnvSpec

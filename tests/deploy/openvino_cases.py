@@ -13,8 +13,8 @@ from side_by_side import wrong_answers
 from small_rti import full_by_hand, noise_of, rest_of, seen_of, warm_by_hand, write_files
 
 from robot_rl.deploy.engine_cache import Precision
-from robot_rl.deploy.inference import PolicySource, load_policy
 from robot_rl.deploy.openvino_policy import OpenVinoPolicy, OpenVinoSession
+from robot_rl.deploy.policy_source import PolicySource, load_policy
 from robot_rl.deploy.rti_policy import RtiPolicy
 from robot_rl.deploy.tensorrt_policy import EngineOptions, Runtime, open_policy
 from robot_rl.errors import DeployError

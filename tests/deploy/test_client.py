@@ -27,8 +27,9 @@ from robot_rl.contracts import Policy
 from robot_rl.deploy import client as client_module
 from robot_rl.deploy import wire
 from robot_rl.deploy.client import ClientTimes, PolicyClient, open_client
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+from robot_rl.deploy.inference import ProcessPolicy
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.deploy.policy_source import PolicySource
 from robot_rl.deploy.policy_words import NoAnswerError
 from robot_rl.deploy.server import PolicyServer, ServerOptions
 from robot_rl.errors import ConfigError, DeployError

@@ -17,7 +17,8 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy, load_policy
+from robot_rl.deploy.inference import ProcessPolicy
+from robot_rl.deploy.policy_source import PolicySource, load_policy
 from robot_rl.types import Observation
 from robot_rl.workbench.bench_infer_nets import exported, random_policy
 

@@ -17,15 +17,8 @@ import pytest
 from small_robot import HERE, RecurrentPolicy, SmallPolicy, small_spec
 
 from robot_rl.deploy import inference
-from robot_rl.deploy.inference import (
-    Answer,
-    PolicyRunner,
-    PolicySource,
-    ProcessPolicy,
-    SameThreadPolicy,
-    decide,
-    load_policy,
-)
+from robot_rl.deploy.inference import Answer, PolicyRunner, ProcessPolicy, SameThreadPolicy
+from robot_rl.deploy.policy_source import PolicySource, decide, load_policy
 from robot_rl.deploy.policy_words import failed, read_reply
 from robot_rl.deploy.schedule import ManualClock
 from robot_rl.errors import DeployError
@@ -294,7 +287,8 @@ def test_the_process_ends_with_its_parent(start: Callable[..., ProcessPolicy], t
     code = f"""
 import sys, time
 sys.path.insert(0, {HERE!r})
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+from robot_rl.deploy.inference import ProcessPolicy
+from robot_rl.deploy.policy_source import PolicySource
 if __name__ == "__main__":
     runner = ProcessPolicy(PolicySource(target="small_robot:small_policy"))
     runner.start()

@@ -20,9 +20,10 @@ from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.control_loop import ControlLoop
 from robot_rl.deploy.decisions import Timing, _player_of
 from robot_rl.deploy.execution import ChunkRule, Execution, require_blendable
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy, SameThreadPolicy
+from robot_rl.deploy.inference import ProcessPolicy, SameThreadPolicy
 from robot_rl.deploy.loop_parts import LoopConfig, LoopParts
 from robot_rl.deploy.loop_summary import EpisodeSummary
+from robot_rl.deploy.policy_source import PolicySource
 from robot_rl.deploy.policy_words import PolicyInfo
 from robot_rl.deploy.realtime import RealtimeConfig
 from robot_rl.deploy.safety import STOPS, Reason

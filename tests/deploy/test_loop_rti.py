@@ -16,9 +16,10 @@ from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.chunk_weights import ensembled
 from robot_rl.deploy.control_loop import ControlLoop
 from robot_rl.deploy.execution import ChunkPlayer, ChunkRule, Execution
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy, SameThreadPolicy
+from robot_rl.deploy.inference import ProcessPolicy, SameThreadPolicy
 from robot_rl.deploy.loop_parts import LoopConfig, LoopParts
 from robot_rl.deploy.loop_summary import EpisodeSummary
+from robot_rl.deploy.policy_source import PolicySource
 from robot_rl.deploy.realtime import RealtimeConfig
 from robot_rl.deploy.schedule import ManualClock
 from robot_rl.deploy.targets import ActionReader

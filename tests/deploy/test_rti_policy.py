@@ -21,9 +21,9 @@ from small_rti import (
 )
 
 from robot_rl.contracts import Policy
-from robot_rl.deploy.inference import PolicySource, info_of, load_policy
 from robot_rl.deploy.onnx_checks import read_graph
 from robot_rl.deploy.onnx_policy import OnnxPolicy, measure_latency
+from robot_rl.deploy.policy_source import PolicySource, info_of, load_policy
 from robot_rl.deploy.rti_policy import RtiPolicy
 from robot_rl.deploy.tensorrt_policy import EngineOptions, Runtime, open_policy
 from robot_rl.errors import DeployError, PolicyError

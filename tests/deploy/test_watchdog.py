@@ -139,7 +139,8 @@ sys.path.insert(0, sys.argv[1])
 from small_robot import small_card, SmallPolicy
 from robot_rl.deploy.black_box import BlackBox, BlackBoxConfig
 from robot_rl.deploy.control_loop import ControlLoop
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+from robot_rl.deploy.inference import ProcessPolicy
+from robot_rl.deploy.policy_source import PolicySource
 from robot_rl.deploy.loop_parts import LoopParts
 from robot_rl.deploy.targets import ActionReader
 from robot_rl.deploy.watchdog import Watchdog, WatchdogConfig

@@ -22,10 +22,11 @@ from ros_faults import FAULT_STEP, OBSERVATION_S, PERIOD_S
 
 from robot_rl.deploy.black_box import StepRecord
 from robot_rl.deploy.control_loop import ControlLoop
-from robot_rl.deploy.inference import PolicySource, ProcessPolicy
+from robot_rl.deploy.inference import ProcessPolicy
 from robot_rl.deploy.loop_parts import LoopConfig, LoopParts
 from robot_rl.deploy.loop_summary import EpisodeSummary
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
+from robot_rl.deploy.policy_source import PolicySource
 from robot_rl.deploy.realtime import RealtimeConfig
 from robot_rl.deploy.robot_card import RobotCard, load_robot_card
 from robot_rl.deploy.safety import Reason
