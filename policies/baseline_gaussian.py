@@ -8,7 +8,6 @@ them (orthogonal layers, three of 256 with tanh, gamma 0.8, lambda 0.9, 3e-4, cl
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,8 +24,9 @@ from robot_rl.errors import PolicyError, RunError
 from robot_rl.specs import EnvSpec
 from robot_rl.types import ActionChunk, Observation
 
-from .baseline_mlp import ACTIVATIONS, BaselineMlpConfig, BaselineMlpPolicy, GaussianHead
+from .baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, GaussianHead
 from .encoder_fusion import EncoderConfig
+from .gaussian_actor_critic import GaussianActorCritic
 
 # Called with the env steps so far, the policy so far and numbers of the last update.
 OnEvaluation = Callable[[int, BaselineMlpPolicy, Mapping[str, float]], None]
@@ -109,46 +109,6 @@ class GaussianBatch:
             return lambda rows: feature[rows]
         arrays = {key: array[played] for key, array in self.observation.items()}
         return lambda rows: encoder.encode({key: array[rows] for key, array in arrays.items()})
-
-
-class GaussianActorCritic(nn.Module):
-    """A `BaselineMlpPolicy` that learns, and a critic on the same input.
-
-    Args:
-        policy: of head `clipped`; its weights are drawn anew.
-        log_std_init: of its Gaussian.
-        generator: of both networks' weights, CPU.
-    """
-
-    def __init__(self, policy: BaselineMlpPolicy, *, log_std_init: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.policy = policy
-        widths = (policy.encoder.size, *policy.config.hidden)
-        layers = [(nn.Linear(a, b), ACTIVATIONS["tanh"]()) for a, b in itertools.pairwise(widths)]
-        self.value = nn.Sequential(*itertools.chain(*layers), nn.Linear(widths[-1], 1))
-        for network in (policy.body, self.value):
-            for layer in network:
-                if isinstance(layer, nn.Linear):
-                    _orthogonal(layer, math.sqrt(2), generator)
-        _orthogonal(policy.mean, 0.01 * math.sqrt(2), generator)
-        nn.init.constant_(policy.log_std, log_std_init)
-
-    def log_prob(self, feature: Float32[Array, "B C"], action: Float32[Array, "B A"]) -> Float32[Array, " B"]:
-        """Log-density of unclipped normalised actions."""
-        mean = self.policy.mean(self.policy.body(feature))
-        return self._density((action - mean) / self.policy.log_std.exp())
-
-    def sample(
-        self, feature: Float32[Array, "B C"], noise: Float32[Array, "B A"]
-    ) -> tuple[Float32[Array, "B A"], Float32[Array, " B"]]:
-        """Unclipped normalised actions that standard normal noise draws, and their log-density."""
-        mean = self.policy.mean(self.policy.body(feature))
-        return mean + self.policy.log_std.exp() * noise, self._density(noise)
-
-    def _density(self, scaled: Float32[Array, "B A"]) -> Float32[Array, " B"]:
-        """Log-density of actions by their distance to the mean, in standard deviations."""
-        out: torch.Tensor = (-0.5 * scaled.square() - self.policy.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-        return out
 
 
 class GaussianPpo:
@@ -296,12 +256,10 @@ def update(
             scaled = scale_advantage(gain[part], rule=AdvantageRule.centre)
             ratio_loss = clipped_loss(new[:, None], old[part][:, None], scaled, clip=clip)
             v_loss = value_loss(network.value(seen).squeeze(-1), target[part], old=None, clip=0.0)
-            loss = ratio_loss + v_loss if term is None else ratio_loss + v_loss + term(part, scaled)
-            if not bool(torch.isfinite(loss)):
-                raise RunError(
-                    "Gaussian PPO", expected="finite losses", got=f"ratio {float(ratio_loss)}, value {float(v_loss)}",
-                    hint="Lower algo.learning_rate; look at the scale of the rewards.",
-                )  # fmt: skip
+            losses = {"ratio": ratio_loss, "value": v_loss}
+            if term is not None:
+                losses["teacher term"] = term(part, scaled)
+            loss = _sum_of(losses)
             statistics = step_statistics(new[:, None], old[part][:, None], clip=clip)
             numbers = {"kl": float(statistics["kl"]), "clip_share": float(statistics["clip_share"])}
             numbers |= {"value_loss": v_loss.item(), "std": network.policy.log_std.detach().exp().mean().item()}
@@ -315,6 +273,15 @@ def update(
     return numbers | {"minibatches": float(count)}
 
 
-def _orthogonal(layer: nn.Linear, gain: float, generator: torch.Generator) -> None:
-    nn.init.orthogonal_(layer.weight, gain, generator=generator)
-    nn.init.zeros_(layer.bias)
+def _sum_of(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The loss of a minibatch; RunError where a part is no number."""
+    total = sum(losses.values(), torch.zeros(()))
+    if not bool(torch.isfinite(total)):
+        hint = "Lower learning_rate (algo.learning_rate of baseline, student.learning_rate of refine_teacher); "
+        if all(bool(torch.isfinite(each)) for name, each in losses.items() if name != "teacher term"):
+            hint += "look at guidance.* and at the teacher's answers (`robot-rl check teacher`)."
+        else:
+            hint += "look at the scale of the rewards."
+        got = ", ".join(f"{name} {each.item():g}" for name, each in losses.items())
+        raise RunError("Gaussian PPO", expected="finite losses", got=got, hint=hint)
+    return total

@@ -1,7 +1,8 @@
 """Behaviour cloning of a teacher and DAgger (Ross et al. 2011), without reward, as learners of `robot-rl baseline`.
 
 The student is that of `refine_teacher` (the same network, first weights and input), the teacher is asked about the same
-steps, and an update takes as many minibatches as PPO's would. So what differs from RPD is the loss, and who plays:
+steps, and an update takes as many minibatches as PPO's, where that does not stop at its KL limit. So what differs from RPD
+is the loss, and who plays:
 
     bc_teacher   the teacher, always (teacher_rollouts=null)
     dagger       the teacher in the first roll-out, then the student's centre (beta_1 = 1, else 0: Ross et al., section 3)
@@ -29,8 +30,8 @@ from robot_rl.errors import ConfigError
 from robot_rl.types import ActionChunk, Observation
 
 from .acting import ACTION
-from .baseline_gaussian import GaussianActorCritic
 from .baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy, GaussianHead
+from .gaussian_actor_critic import GaussianActorCritic
 
 OnEvaluation = Callable[[int, BaselineMlpPolicy, Mapping[str, float]], None]
 # Physical actions (N, A) for an observation with at least the teacher's frames: AskedTeacher.label.
@@ -48,7 +49,8 @@ class ImitationConfig:
         learning_rate: of Adam, constant.
         num_steps: env steps of each env between updates.
         batch_size: of a minibatch.
-        epochs: an update takes epochs * (rows of its roll-out) / batch_size minibatches, drawn from all rows so far.
+        epochs: passes over as many rows as its roll-out has, each of ceil(rows / batch_size) minibatches, drawn from all rows
+            so far.
         history: To, frames that the student sees.
         observation_keys: low-dimensional keys that it sees.
     """
@@ -124,7 +126,7 @@ class TeacherImitation:
             observation, *rows = self._play(policy, env, observation, teacher, teacher_plays=teacher_plays)
             feature, wanted = torch.cat([feature, rows[0]]), torch.cat([wanted, rows[1]])
             played += len(rows[0])
-            batches = max(1, math.ceil(config.epochs * len(rows[0]) / config.batch_size))
+            batches = config.epochs * max(1, math.ceil(len(rows[0]) / config.batch_size))
             numbers = self._fit(policy, optimizer, feature, wanted, batches=batches, generator=generator)
             if played >= due or played >= num_steps:
                 due += evaluate_every * (1 + (played - due) // evaluate_every)

@@ -27,7 +27,6 @@ from robot_rl.specs import EnvSpec
 
 from .acting import ACTION
 from .baseline_gaussian import (
-    GaussianActorCritic,
     GaussianBatch,
     GaussianPpoConfig,
     advantages,
@@ -36,6 +35,7 @@ from .baseline_gaussian import (
     update,
 )
 from .baseline_mlp import BaselineMlpPolicy
+from .gaussian_actor_critic import GaussianActorCritic
 
 
 class GuidedGaussian:

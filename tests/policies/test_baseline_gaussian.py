@@ -6,19 +6,21 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.data.normalizer import unit_actions
 from robot_rl.envs.point_reach import PointReachConfig, PointReward, make_env
+from robot_rl.errors import RunError
 from robot_rl.policies.baseline_gaussian import (
-    GaussianActorCritic,
     GaussianPpo,
     GaussianPpoConfig,
     play,
     update,
 )
 from robot_rl.policies.baseline_mlp import BaselineMlpConfig, BaselineMlpPolicy
+from robot_rl.policies.gaussian_actor_critic import GaussianActorCritic
 
 KEYS = ("state",)
 SMALL = GaussianPpoConfig(hidden=(32,), num_steps=10, batch_size=64, observation_keys=KEYS)
@@ -106,6 +108,35 @@ def test_kl_stop_ends_an_update() -> None:
     assert numbers["kl"] > 0.01
     assert numbers["minibatches"] < SMALL.epochs
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("reward", "term", "says"),
+    [
+        (
+            0.0,
+            float("nan"),
+            r"ratio -?[\d.e-]+, value [\d.e-]+, teacher term nan.*student\.learning_rate.*check teacher",
+        ),
+        (float("nan"), 0.0, r"ratio nan, value nan, teacher term 0\..*scale of the rewards"),
+        (float("nan"), None, r"ratio nan, value nan\..*algo\.learning_rate.*scale of the rewards"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_named(reward: float, term: float | None, says: str) -> None:
+    network, env = network_and_env()
+    generator = torch.Generator().manual_seed(1)
+    batch = next(play(network, env, itertools.count(), steps=10, generator=generator))
+    optimizer = torch.optim.Adam(network.parameters())
+    added = None if term is None else (lambda rows, scaled: torch.tensor(term))
+    with pytest.raises(RunError, match=says):
+        update(
+            network,
+            replace(batch, reward=batch.reward + reward),
+            optimizer,
+            config=SMALL,
+            generator=generator,
+            term=added,
+        )
 
 
 def learned(num_steps: int) -> list[tuple[int, float]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from robot_rl.algorithms.guidance import GuidanceConfig
 from robot_rl.envs.history import HistoryEnv
 from robot_rl.envs.point_reach import PointReachConfig, PointReward, make_env
 from robot_rl.errors import ConfigError, DeployError
+from robot_rl.policies.baseline_gaussian import GaussianPpoConfig
 from robot_rl.policies.baseline_imitation import ImitationConfig, TeacherImitation
 from robot_rl.policies.baseline_mlp import BaselineMlpPolicy
+from robot_rl.policies.guided_gaussian import GuidedGaussian
 from robot_rl.runs.config import config_to_yaml, load_config
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.stages import baseline, evaluate
@@ -96,6 +100,27 @@ def test_the_student_keeps_the_spread_of_its_teacher() -> None:
 
     policy, _ = learned(noisy, env, teacher_rollouts=None)
     assert policy.log_std.exp().tolist() == pytest.approx([0.2, 0.2], rel=0.1)
+
+
+@pytest.mark.parametrize("batch_size", [128, 200, 1000])
+def test_an_update_takes_as_many_minibatches_as_ppo(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """320 rows: PPO cuts each of its epochs into 3, 2 or 1 minibatches."""
+    taken: list[int] = []
+
+    def fit(self: Any, *_: Any, batches: int, **__: Any) -> dict[str, float]:
+        taken.append(batches)
+        return {}
+
+    monkeypatch.setattr(TeacherImitation, "_fit", fit)
+    env = Recorded()
+    learned(env.label, env, batch_size=batch_size, epochs=5)
+    network = GuidedGaussian(
+        GaussianPpoConfig(hidden=(8,), num_steps=20, batch_size=batch_size, epochs=5, kl_stop=1e9), spec=env.env.spec,
+        device="cpu", seed=0,
+    )  # fmt: skip
+    played = next(network.rollouts(make_env(PointReachConfig(), num_envs=16, history=1), itertools.count()))
+    numbers = network.learn(played, None, guidance=GuidanceConfig(weight=0.0), env_steps=0)
+    assert taken == [int(numbers["minibatches"])] * 10
 
 
 def stage(folder: Path, *words: str) -> tuple[RunDirectory, dict[str, Any]]:
