@@ -70,7 +70,7 @@ def unpack_columns(metadata: Mapping[str, Any], *, where: str = "episode") -> di
 
 
 def cut_columns(metadata: Mapping[str, Any], begin: int, stop: int) -> Mapping[str, Any]:
-    """The metadata of steps [begin, stop): columns and ages are cut, the rest stays.
+    """The metadata of steps [begin, stop): columns and ages are cut, subtasks and pauses moved, the rest stays.
 
     Raises:
         DataError: as `unpack_columns`.
@@ -80,6 +80,19 @@ def cut_columns(metadata: Mapping[str, Any], begin: int, stop: int) -> Mapping[s
         out[KEY] = pack_columns({name: array[begin:stop] for name, array in unpack_columns(out).items()})
     if isinstance(ages := out.get(AGES), Mapping):
         out[AGES] = {name: values[begin:stop] if isinstance(values, list) else values for name, values in ages.items()}
+    return out | _cut_marks(metadata, begin, stop)
+
+
+def _cut_marks(metadata: Mapping[str, Any], begin: int, stop: int) -> dict[str, Any]:
+    """Subtasks and pauses name steps, so they move with them; a subtask that was going on at the cut begins there."""
+    out, subtasks, pauses = dict[str, Any](), metadata.get("subtasks"), metadata.get("pauses")
+    if isinstance(subtasks, list) and all(isinstance(s, Mapping) and isinstance(s.get("step"), int) for s in subtasks):
+        steps = [s["step"] for s in subtasks]
+        first = max([step for step in steps if step <= begin], default=begin)
+        kept = [s for s in subtasks if first <= s["step"] < stop]
+        out["subtasks"] = [{**s, "step": max(s["step"] - begin, 0)} for s in kept]
+    if isinstance(pauses, list) and all(isinstance(step, int) for step in pauses):
+        out["pauses"] = [step - begin for step in pauses if begin < step < stop]
     return out
 
 

@@ -18,7 +18,7 @@ import recording_child
 from recording_child import open_recorder, row_of
 
 from robot_rl.data.editing import plan_delete, plan_merge
-from robot_rl.data.recorded_columns import pack_columns, unpack_columns
+from robot_rl.data.recorded_columns import cut_columns, pack_columns, unpack_columns
 from robot_rl.data.rewriting import carry_out
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.trimming import Trim, plan_trim
@@ -356,6 +356,20 @@ def test_columns_go_where_their_episode_goes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(columns["device_sequence"], np.arange(55, 67))
     np.testing.assert_array_equal(columns["action"], episode.action)
     assert episode.metadata["ages_s"] == {"front": [0.01] * 12}
+
+
+def test_what_names_a_step_moves_with_it_when_steps_are_cut_off() -> None:
+    said = {
+        "subtasks": [{"step": 1, "text": "reach"}, {"step": 4, "text": "grasp"}, {"step": 9, "text": "lift"}],
+        "pauses": [3, 7, 12], "label": "success",
+    }  # fmt: skip
+    assert cut_columns(said, 0, 20) == said
+    cut = cut_columns(said, 5, 12)
+    assert cut["subtasks"] == [{"step": 0, "text": "grasp"}, {"step": 4, "text": "lift"}]
+    assert cut["pauses"] == [2]
+    assert cut_columns({"subtasks": "of another program", "pauses": {}}, 5, 12) == {
+        "subtasks": "of another program", "pauses": {},
+    }  # fmt: skip
 
 
 def test_columns_that_were_changed_are_refused() -> None:
