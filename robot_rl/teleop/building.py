@@ -100,7 +100,7 @@ def loop_facts(time_s: Float64[Array, " T"], late_s: Float64[Array, " T"], contr
 
 def told(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the events of a recording come to, taken one after the other as they were."""
-    labels, marks = list[str](), list[tuple[str, float, str]]()
+    labels, marks, problems = list[str](), list[tuple[str, float, str]](), list[str]()
     end_s: float | None = None
     ended_by = "cut off"
     for event in events:
@@ -109,6 +109,8 @@ def told(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             labels.append(kind)
         elif kind == "undo_label" and labels:
             labels.pop()
+        elif kind == "mark" and event["name"] not in ("subtask", "note"):
+            problems.append(event["text"])  # found out by the session: nobody can take it back
         elif kind == "mark":
             marks.append((event["name"], event["stamp_s"], event["text"]))
         elif kind == "undo_mark" and marks:
@@ -119,7 +121,7 @@ def told(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "label": labels[-1] if labels else "", "end_s": end_s, "ended_by": ended_by,
         "subtasks": [(stamp_s, text) for name, stamp_s, text in marks if name == "subtask"],
         "notes": [text for name, _, text in marks if name == "note"],
-        "problems": [text for name, _, text in marks if name not in ("subtask", "note")],
+        "problems": problems,
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from robot_rl.teleop.panel import EDITS
 from robot_rl.teleop.recording import Recorder
 from robot_rl.teleop.resetting import Resetter
 from robot_rl.teleop.rows import Row
+from robot_rl.teleop.said import Said
 from robot_rl.teleop.writing import Outcome
 from robot_rl.types import Source
 
@@ -55,21 +56,20 @@ class Effects:
         )  # fmt: skip
         self._disk = DiskWatch(recorder.store)
         self.message, self.source = "", Source.teleop
-        self.labels: list[str] = []
-        self.problems: list[str] = []
-        self.subtask = ""
+        self.said, self._aside = Said(), list[tuple[Said, int]]()
         self.saved = self.discarded = 0
         self._is_first, self._same_seed, self._begun_rows = True, False, 0
-        self.began_s = self._disk_s = 0.0
+        self.began_s = self._disk_s = self._paused_s = 0.0
         self.left, self.list = self._disk.left(), EpisodeList(recorder)
         self.takeover, self.policy_success, self._driven = 0.0, 0, list[float]()
 
     def begin(self) -> None:
         """Look at what is there: the next seed, and a recording of an earlier session."""
         seeds = [int(seed) for seed in self._recorder.store.seeds]
-        self.seed = max([self._config.first_seed - 1, *seeds])
-        if self._recorder.recover():
-            self.labels = [self._recorder.recovered_label] if self._recorder.recovered_label else []
+        self.seed = self._newest_seed = max([self._config.first_seed - 1, *seeds])
+        if self._recorder.recover() and (found := self._recorder.recovered):
+            self.said = Said([found.label] if found.label else [], list(found.problems))
+            self.seed = self.seed if found.seed is None else found.seed
             self.message = "An earlier session left this episode unsaved: save or discard it."
 
     def counts(self) -> dict[str, Any]:
@@ -89,11 +89,6 @@ class Effects:
         """Of the running recording, without its pre-roll."""
         return self._recorder.rows - self._begun_rows
 
-    @property
-    def label(self) -> str:
-        """Newest label of the running episode."""
-        return self.labels[-1] if self.labels else ""
-
     def meant(self, event: str, *, is_solved: Callable[[], bool]) -> tuple[str, str]:
         """What an event comes to now, and why it is refused ("" when it is not)."""
         state, recorder = self._machine.state, self._recorder
@@ -109,7 +104,8 @@ class Effects:
             if is_solved():
                 return event, "The task is solved already: reset first."
             return event, self._no_room()
-        if event == "save" and state is State.review and not self._config.keep_failures and self.label != "success":
+        is_kept = self._config.keep_failures or self.said.label == "success"
+        if event == "save" and state is State.review and not is_kept:
             self.message = "Not kept: it is no success."
             return "discard", ""
         return event, ""
@@ -129,7 +125,7 @@ class Effects:
         found = []
         if limit_s is not None and now_s - self.began_s >= limit_s:
             found.append(("time_limit", f"{limit_s:g} s"))
-        if recorder.lost and _LOST not in self.problems:
+        if recorder.lost and _LOST not in self.said.problems:
             found.append(("camera_problem", _LOST))
         if recorder.failure:
             found += [("camera_problem", f"the disk failed: {recorder.failure}"), ("stop", "the disk failed")]
@@ -146,6 +142,7 @@ class Effects:
         if outcome.index < 0:
             return "save_failed"
         self.saved += 1
+        self._aside.clear()
         self._count_saved(outcome)
         self.list.saved(outcome)
         self.left = self._disk.left()
@@ -179,7 +176,7 @@ class Effects:
             if self._is_first:
                 self._is_first = False
                 return "quit" if len(self._recorder.store) >= config.total else "reset"
-        if state is State.review and config.auto_save and self.label and not self.problems:
+        if state is State.review and config.auto_save and self.said.label and not self.said.problems:
             return "save"
         if state is State.ready and config.auto_start:
             return "start"
@@ -231,7 +228,7 @@ class Effects:
         self._start_over()
 
     def _start_over(self) -> None:
-        self.labels, self.problems, self.subtask, self.message = [], [], "", ""
+        self.said, self.message = Said(), ""
 
     def _facts(self, transition: Transition) -> dict[str, Any]:
         """Of an episode, JSON types."""
@@ -247,11 +244,13 @@ class Effects:
 
     def _drop(self, transition: Transition, closing: Callable[[], Row]) -> None:
         self._recorder.drop()
+        self._aside.append((self.said, self.seed))
         self.discarded += 1
         self.message = "Put aside; undo brings it back until the next save."
 
     def _bring_back(self, transition: Transition, closing: Callable[[], Row]) -> None:
         self._recorder.bring_back()
+        self.said, self.seed = self._aside.pop()
         self.discarded -= 1
         self.message = "It is back: save or discard it."
 
@@ -263,30 +262,36 @@ class Effects:
         self.message = "Saving."
 
     def _tell(self, transition: Transition, closing: Callable[[], Row]) -> None:
-        kind = "pause" if Effect.pause in transition.effects else "resume"
+        kind, stamp_s = "pause" if Effect.pause in transition.effects else "resume", transition.stamp_s
+        if kind == "resume":  # what was paused is not the episode's time
+            self.began_s += max(stamp_s - self._paused_s, 0.0)
+        self._paused_s = stamp_s
         self._recorder.told(kind, transition.stamp_s)
 
     def _labelled(self, transition: Transition, closing: Callable[[], Row]) -> None:
         kind = "success" if Effect.success in transition.effects else "failure"
-        self.labels.append(kind)
+        self.said.labels.append(kind)
         self._recorder.told(kind, transition.stamp_s, text=transition.by)
 
     def _mark(self, transition: Transition, closing: Callable[[], Row]) -> None:
         if transition.event == "camera_problem":
-            self.problems.append(transition.text)
-        elif transition.event == "subtask":
-            self.subtask = transition.text
+            self.said.problems.append(transition.text)
+        else:
+            self.said.marks.append((transition.event, transition.text))
         self._recorder.told("mark", transition.stamp_s, name=transition.event, text=transition.text)
 
     def _undo_label(self, transition: Transition, closing: Callable[[], Row]) -> None:
-        self.labels = self.labels[:-1]
+        self.said.labels = self.said.labels[:-1]
         self._recorder.told("undo_label", transition.stamp_s)
 
     def _undo_mark(self, transition: Transition, closing: Callable[[], Row]) -> None:
+        self.said.marks = self.said.marks[:-1]
         self._recorder.told("undo_mark", transition.stamp_s)
 
     def _reset(self, transition: Transition, closing: Callable[[], Row]) -> None:
-        self.seed, self._same_seed = self.seed + (not self._same_seed), False
+        # Behind all that were begun: an episode that was found or brought back may be an older one.
+        self._newest_seed = max(self._newest_seed, self.seed)
+        self.seed, self._same_seed = self.seed if self._same_seed else self._newest_seed + 1, False
         self._recorder.forget_past()
         problem = self.resetter.begin(self.seed)
         if problem:

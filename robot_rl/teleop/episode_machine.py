@@ -203,7 +203,8 @@ class EpisodeMachine:
         self.state, effects = entry
         if meant != event:
             self._undo.pop()
-        self._undo += [_REMEMBERED[effect] for effect in effects if effect in _REMEMBERED]
+        if event != "camera_problem":  # it stays: `undo` is about what a person said
+            self._undo += [_REMEMBERED[effect] for effect in effects if effect in _REMEMBERED]
         if Effect.saved in effects:
             self._undo.clear()
         return Transition(stamp_s, event, before, self.state, effects, text, by, episode=episode)

@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,30 @@ from robot_rl.errors import DataError
 from robot_rl.teleop.building import told
 from robot_rl.teleop.rows import Row, RowLayout
 from robot_rl.teleop.saved_episodes import Edit, Edited
-from robot_rl.teleop.segments import SUFFIX, read_segment
+from robot_rl.teleop.segments import SUFFIX, Segment, read_segment
 from robot_rl.teleop.writing import DROPPED, Outcome, RecordingConfig, WritingThread
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What is known of a recording that an earlier session did not save.
+
+    Attributes:
+        label: newest; "" for none.
+        problems: found by that session.
+        seed: of its scene; None: not said.
+    """
+
+    label: str
+    problems: tuple[str, ...]
+    seed: int | None
+
+
+def _recovered(segment: Segment) -> Recovered:
+    said, seed = told(segment.events), segment.facts.get("seed")
+    return Recovered(said["label"], tuple(said["problems"]), seed if isinstance(seed, int) else None)
 
 
 class Recorder:
@@ -50,7 +71,8 @@ class Recorder:
         self._ring: deque[Row] = deque()
         self._dropped: list[Path] = []
         self.pending: Path | None = None
-        self.rows, self.lost, self.recovered_label = 0, 0, ""
+        self.rows, self.lost = 0, 0
+        self.recovered: Recovered | None = None
         self._is_saving, self._editing = False, 0
 
     @property
@@ -86,7 +108,7 @@ class Recorder:
             log.info("removing a dropped episode of an earlier session: %s, %d bytes", path, path.stat().st_size)
             path.unlink()
         saved = {bytes(row).hex() for row in self.store.uuids}
-        found = list[tuple[Path, int, str]]()
+        found = list[tuple[Path, int, Recovered]]()
         for path in sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime):
             try:
                 segment = read_segment(path)
@@ -96,10 +118,10 @@ class Recorder:
             if path.stem in saved or len(segment.table) < 2:
                 path.unlink()
             else:
-                found.append((path, len(segment.table), told(segment.events)["label"]))
+                found.append((path, len(segment.table), _recovered(segment)))
         if not found:
             return 0
-        self.pending, self.rows, self.recovered_label = found[0]
+        self.pending, self.rows, self.recovered = found[0]
         if len(found) > 1:
             log.warning("%d more unsaved recordings in %s; the next sessions take them up", len(found) - 1, self.folder)
         log.warning("an unsaved recording of %d rows was found: %s", self.rows, self.pending)

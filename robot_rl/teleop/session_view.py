@@ -69,8 +69,8 @@ def _episode(session: Any, now_s: float, choice: Choice | None) -> dict[str, Any
         "number": len(recorder.store), "seed": effects.seed, "steps": max(effects.rows, 0),
         "seconds": now_s - effects.began_s if session.machine.state is State.recording else 0.0,
         "source": "" if choice is None else choice.source.name, "clutch": session.pilot.engagement,
-        "interventions": 0 if choice is None else choice.intervention, "subtask": effects.subtask,
-        "label": effects.label, "problems": list(effects.problems),
+        "interventions": 0 if choice is None else choice.intervention, "subtask": effects.said.subtask,
+        "label": effects.said.label, "problems": list(effects.said.problems),
     }  # fmt: skip
 
 
