@@ -16,6 +16,7 @@ import torch
 from robot_rl.data.same_spec import require_same_spec
 from robot_rl.data.store import EpisodeStore
 from robot_rl.data.windows import StepArrays, WindowSampler
+from robot_rl.errors import DataError
 from robot_rl.types import Episode, Source
 
 BATCH = 256
@@ -55,7 +56,7 @@ class Imitated:
         datasets: EpisodeStores whose successful episodes count from the start.
 
     Raises:
-        DataError: a store that is missing, damaged or of another spec.
+        DataError: a store that is missing, damaged, of another spec, or without a success.
     """
 
     def __init__(self, policy: Any, datasets: Sequence[str] = ()) -> None:
@@ -94,7 +95,12 @@ class Imitated:
         with EpisodeStore.open(path) as store:
             require_same_spec(store.spec, policy.spec, where=path)
             success = np.flatnonzero(store.success)
-            return [StepArrays.from_store(store, self._keys).select(success)] if len(success) else []
+            if not len(success):
+                raise DataError(
+                    path, expected="a successful episode to imitate", got=f"{len(store)} episodes, none successful",
+                    hint="Leave it out of `demonstrations`, or label its successes (`robot-rl data relabel`).",
+                )  # fmt: skip
+            return [StepArrays.from_store(store, self._keys).select(success)]
 
     def _build(self) -> None:
         if self._parts:

@@ -5,8 +5,8 @@ that follows from (seed, decision). So a batch is the same whatever `num_envs` i
 one robot is the case num_envs=1.
 
 A person, or a scripted stand-in, may take over at any env step. A decision in which a human acted is marked: it leaves
-the ratio loss, for the policy did not choose it. The decision before it is cut like one at a time limit, with V of the
-state where the human came in: what the human achieves is not credited to what made him come in.
+the ratio loss, for the policy did not choose it, and the fit of V. The decision before it is cut like one at a time limit,
+with V of the state where the human came in: what the human achieves is not credited to what made him come in.
 """
 
 from __future__ import annotations

@@ -194,9 +194,10 @@ def start_learning(config: LearningConfig, run: Path) -> tuple[OnlineState, dict
         )  # fmt: skip
     policy = loaded.eval().with_mode(SamplingMode.eta1, sigma_min=config.sigma_min)  # type: ignore[attr-defined]
     is_head = policy.sampler.num_steps == 1
-    if is_head and (config.demonstrations or config.intervener or config.student.num_steps):
+    imitates = config.demonstrations or config.intervener or config.imitate_successes
+    if is_head and (imitates or config.student.num_steps):
         raise PolicyError(
-            config.policy, expected="no demonstrations, intervener or student with a one-step head",
+            config.policy, expected="no demonstrations, intervener, imitate_successes or student with a one-step head",
             got="one of them", hint="A head has no denoising loss to imitate with: improve its teacher, then distil again.",
         )  # fmt: skip
     policy.denoiser.requires_grad_(True)

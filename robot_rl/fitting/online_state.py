@@ -26,7 +26,7 @@ class OnlineState:
         learner: what learns.
         student: follows it, or None.
         iteration, env_steps, episodes, roll_backs: so far.
-        last_score: of the last batch.
+        last_score: of the last batch; behind a roll-back that of the best policy, which is the one at hand again.
         best_score: of the best policy.
         best: weights of the policy that reached it.
         finished: the last batch has been played.
@@ -72,6 +72,7 @@ class OnlineState:
         self.learner.optimizer.state.clear()
         self.learner.shrink()
         self.roll_backs += 1
+        self.last_score = self.best_score
 
     def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
         """For a checkpoint: "policy" is the one to use."""
@@ -101,7 +102,7 @@ class OnlineState:
         learner.critic.load_state_dict(tensors["critic"])
         restore_optimizer(learner.optimizer, tensors["optimizer"])
         restore_optimizer(learner.value_optimizer, tensors["value_optimizer"])
-        learner.generator.set_state(tensors["random"]["generator"])
+        learner.generator.set_state(tensors["random"]["generator"].cpu())  # torch takes no other, even for a GPU's
         self.best = dict(tensors["best"]) if "best" in tensors else None
         if self.student is not None:
             self.student.restore(tensors)

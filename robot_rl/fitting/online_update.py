@@ -23,9 +23,9 @@ SHRINK = 0.5
 class OnlinePpoConfig(PpoConfig):
     """PPO with GAE; what differs from the offline stage is the default.
 
-    `num_states`, `group` and `baseline` mean nothing here: the decisions are those that were played. Advantages are
-    scaled over the whole batch of an iteration, as in RL-100's code (P12). `anchor` weighs the denoising loss on the
-    human's actions and on demonstrations, where there are any.
+    `num_states`, `group` and `baseline` mean nothing here (`online` refuses them): the decisions are those that were
+    played. Advantages are scaled over the whole batch of an iteration, as in RL-100's code (P12). `anchor` weighs the
+    denoising loss on the human's actions and on demonstrations, where there are any.
     """
 
     epochs: int = 5
@@ -150,7 +150,7 @@ def improve(
     anchor: Callable[[Any, torch.Generator], torch.Tensor] | None = None,
     drawn_by: Any = None,
 ) -> dict[str, Any]:
-    """Advantages with V as it was, then V, then the policy; both are changed in place.
+    """Advantages with V as it was, then V, then the policy; both are changed in place, by what the policy chose.
 
     Args:
         learner: whose policy played the batch, unless `drawn_by` did.
@@ -161,18 +161,23 @@ def improve(
         drawn_by: the policy with the older weights that played the batch; the ratio is over its density. None: the learner's.
 
     Returns:
-        Numbers of `ppo_iteration` and `fit_value`, "advantage_std", "kl_after" and "undone".
+        Numbers of `ppo_iteration` and `fit_value`, "advantage_std", "kl_after" and "undone"; of a batch in which a human
+        acted in every decision, from which nothing is learned, "advantage_std" alone.
     """
     policy, critic = learner.policy, learner.critic
     now, behind = values_of(critic, batch.feature), values_of(critic, batch.next_feature)
     advantage, returns = advantages(batch, now, behind, gamma=config.gamma, trace=config.trace)
-    numbers: dict[str, Any] = fit_value(
-        critic, batch.feature, returns, learner.value_optimizer, before=now, config=config.value,
-        generator=learner.generator,
-    )  # fmt: skip
     chosen = ~batch.human
-    numbers |= {"advantage_std": float(advantage[chosen].std(unbiased=False)) if bool(chosen.any()) else 0.0}
-    if not move_policy or not bool(chosen.any()):
+    if not bool(chosen.any()):
+        return {"advantage_std": 0.0}
+    # V is the policy's own: had it learned what the human achieves, his success would be credited, through the value of
+    # the state where he came in, to the decisions that made him come in.
+    numbers: dict[str, Any] = fit_value(
+        critic, batch.feature[chosen], returns[chosen], learner.value_optimizer, before=now[chosen],
+        config=config.value, generator=learner.generator,
+    )  # fmt: skip
+    numbers |= {"advantage_std": float(advantage[chosen].std(unbiased=False))}
+    if not move_policy:
         return numbers
     decisions = Decisions(
         batch.feature[chosen], batch.latents[chosen], scale_advantage(advantage[chosen], rule=config.ppo.advantage),

@@ -102,7 +102,7 @@ class JointStudent:
         self.average.load_state_dict(tensors["student"])
         self.module.load_state_dict(tensors["student_raw"])
         restore_optimizer(self.optimizer, tensors["student_optimizer"])
-        self.generator.set_state(tensors["student_random"]["generator"])
+        self.generator.set_state(tensors["student_random"]["generator"].cpu())
         self.steps = int(tensors["student_random"]["steps"])
         numbered: dict[int, dict[str, torch.Tensor]] = {}
         for name, rows in tensors["student_seen"].items():

@@ -9,13 +9,13 @@ and go back to it when it has clearly fallen, compute GAE over decisions, fit V,
 The first `warmup_iterations` fit V alone. The stage ends with a batch of the last policy, so what is saved was played.
 
 Metrics (metrics.jsonl, step = env steps of training so far):
-    online/success_once          of the batch, in mode eta1
+    online/success_once          of the batch, in mode eta1; an episode in which a human acted is no success of the policy
     online/env_steps             played so far
     online/episodes              played so far
     online/value_loss            of the last epoch of V
     online/explained_variance    of the returns by V, before it was fitted
     online/advantage_std         before scaling, units of return
-    online/kl_nats               KL of a decision, summed over denoising steps, by the whole update (estimate k3)
+    online/kl_nats               KL of a decision, summed over denoising steps, by the whole update (exact, along the chains played)
     online/undone                1 when the update passed max_kl and was undone
     online/clip_share            share of clipped ratios, mean over denoising steps
     online/gradient_steps        of the policy in this iteration
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from enum import Enum
@@ -43,7 +44,7 @@ from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.errors import ConfigError
 from robot_rl.fitting.handover import check_reproduced
 from robot_rl.fitting.kept_episodes import KeptEpisodes
-from robot_rl.fitting.on_policy import play_batch
+from robot_rl.fitting.on_policy import OnPolicyBatch, play_batch
 from robot_rl.fitting.online_learning import InlineLearning, Learning, LearningConfig, LearningParts, start_learning
 from robot_rl.fitting.online_state import OnlineState
 from robot_rl.fitting.online_update import OnlinePpoConfig, ValueConfig
@@ -58,6 +59,8 @@ from robot_rl.stages.evaluate import check_policy_spec, check_spec
 from robot_rl.types import Episode
 
 log = logging.getLogger(__name__)
+
+UNREAD_PPO = ("num_states", "group", "baseline")
 
 
 class LearnerPlace(str, Enum):
@@ -77,7 +80,7 @@ class OnlineConfig:
         critic: component, used when the checkpoint has no critic.
         success: run of `robot-rl success` whose classifier gives reward and end of episodes, as on a robot; empty: the task.
         intervener: component of who may take over, or empty; `intervener=scripted` stands in for a person in simulation.
-        demonstrations: EpisodeStores whose successful and human steps the anchor imitates; may be empty.
+        demonstrations: EpisodeStores whose successful episodes the anchor imitates; may be empty.
         imitate_successes: the anchor imitates the successful episodes of this run as well (self-imitation).
         evaluation: an `evaluate` run of the same policy whose success must be reproduced before the first update.
         max_env_steps: of training; the iteration that passes it is the last.
@@ -92,7 +95,8 @@ class OnlineConfig:
         train_encoder: let the encoder learn as well.
         sigma_min: noise floor of mode eta1, or null for the policy's own.
         max_kl: nats a decision; an update that ends beyond it is undone, and the learning rate halved.
-        target_success: stop when the Wilson lower bound of a batch reaches it; null: never.
+        target_success: stop when the Wilson lower bound of a batch reaches it; null: never. Every batch is a look, so the one
+            that stops is luckier than its policy: evaluate it.
         save_episodes: keep every episode in `<run>/episodes.zarr`, steps labelled by who chose them.
         first_seed: of the first episode; each iteration takes the next ones. Never those of an evaluation.
         num_envs: side by side; changes no figure.
@@ -180,9 +184,10 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
                     env, policy, range(first, first + config.episodes_per_iteration), noise=noise, gamma=config.gamma,
                     reward=config.reward, intervener=intervener, on_episode=keep,
                 )  # fmt: skip
-            score = proportion(sum(record.success_once for record in records), len(records))
+            score = _score(batch, records)
             if state.iteration == 0:
-                check_reproduced(score, config.evaluation, document=documents["handover"])
+                played = proportion(sum(record.success_once for record in records), len(records))
+                check_reproduced(played, config.evaluation, document=documents["handover"])
             values = state.count(records, score) | {"human_share": float(batch.human.float().mean())}
             values |= (
                 {f"robot_{name}": value for name, value in env.measures().items()} if hasattr(env, "measures") else {}
@@ -205,6 +210,13 @@ def run(config: OnlineConfig, run: RunDirectory) -> dict[str, Any]:
     }  # fmt: skip
     run.write_json("summary.json", summary)
     return summary
+
+
+def _score(batch: OnPolicyBatch, records: Sequence[EpisodeRecord]) -> Proportion:
+    """Successes of the policy alone: with a human's among them, the best policy would be the one that needs most help."""
+    helped = set(batch.episode[batch.human].tolist())
+    won = sum(record.success_once and number not in helped for number, record in enumerate(records))
+    return proportion(won, len(records))
 
 
 def _learning(config: OnlineConfig, state: OnlineState, documents: dict[str, Any], parts: LearningParts) -> Learning:
@@ -236,6 +248,12 @@ def _check(config: OnlineConfig) -> None:
             got=f"policy={config.policy!r} env={config.env.get('_target_')!r} "
             f"episodes_per_iteration={config.episodes_per_iteration} num_envs={config.num_envs}",
             hint="See `robot-rl online --help`.",
+        )  # fmt: skip
+    ignored = [name for name in UNREAD_PPO if getattr(config.ppo, name) != getattr(OnlinePpoConfig, name)]
+    if ignored:
+        raise ConfigError(
+            f"online.ppo.{ignored[0]}", expected="no value: the decisions are those that were played",
+            got=str(getattr(config.ppo, ignored[0])), hint="It belongs to `robot-rl offline`; leave it out here.",
         )  # fmt: skip
     if config.intervener or config.imitate_successes:
         _check_saved(config)

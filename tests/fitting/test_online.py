@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.rewards import RewardConfig
 from robot_rl.algorithms.statistics import proportion
 from robot_rl.data.normalizer import Normalizer, NormalizerMode
+from robot_rl.data.store import EpisodeStore
 from robot_rl.deploy.noise import NoiseRule, NoiseSource
 from robot_rl.envs.point_reach import PointReachConfig, make_env
-from robot_rl.errors import PolicyError
+from robot_rl.errors import DataError, PolicyError
 from robot_rl.fitting.demonstrations import Imitated, human_segments
 from robot_rl.fitting.denoising_ppo import decision_kl
 from robot_rl.fitting.handover import check_handover, check_reproduced, handover_document
 from robot_rl.fitting.on_policy import OnPolicyBatch, advantages, play_batch
+from robot_rl.fitting.online_learning import LearningConfig, start_learning
 from robot_rl.fitting.online_state import OnlineState
 from robot_rl.fitting.online_update import (
     Learner,
@@ -34,6 +37,8 @@ from robot_rl.fitting.online_update import (
 from robot_rl.fitting.student import JointStudent, StudentConfig
 from robot_rl.policies.critics import CriticConfig, build_critic
 from robot_rl.policies.diffusion import DiffusionPolicy, DiffusionPolicyConfig
+from robot_rl.runs.checkpoint import Checkpoint, save_checkpoint
+from robot_rl.stages.online import OnlineConfig
 from robot_rl.types import Episode, Observation, Source
 
 EXECUTE, GAMMA = 3, 0.9
@@ -189,6 +194,28 @@ def test_human_actions_are_labelled_and_leave_the_ratio_loss() -> None:
     improve(make_learner(other), changed, config=UPDATE)
     assert all(torch.equal(a, b) for a, b in zip(one.denoiser.parameters(), other.denoiser.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(one.denoiser.parameters(), before, strict=True))
+
+
+def test_v_is_the_policys_own_and_learns_nothing_of_what_the_human_achieved() -> None:
+    """Else his success would come back, through V of the state where he came in, to what made him come in."""
+    policy = make_policy()
+    batch, _ = play(policy, 2, intervener=Human(4, 6))
+    assert batch.human.any()
+    helped = replace(batch, reward=torch.where(batch.human, 100.0, batch.reward))
+    one, other = make_learner(policy), make_learner(policy)
+    improve(one, batch, config=UPDATE, move_policy=False)
+    improve(other, helped, config=UPDATE, move_policy=False)
+    torch.testing.assert_close(values_of(one.critic, batch.feature), values_of(other.critic, batch.feature))
+
+
+def test_demonstrations_without_a_success_are_refused(tmp_path: Path) -> None:
+    policy = make_policy()
+    _, episodes = play(policy, 2)
+    with EpisodeStore.create(tmp_path / "lost.zarr", policy.spec, metadata={}) as store:
+        for episode in episodes:
+            store.append(replace(episode, success=np.zeros(len(episode), bool)))
+    with pytest.raises(DataError, match=r"lost\.zarr.*6 episodes, none successful"):
+        Imitated(policy, [str(tmp_path / "lost.zarr")])
 
 
 def test_the_imitation_term_sees_the_humans_stretches_and_nothing_behind_them() -> None:
@@ -365,6 +392,27 @@ def test_roll_back_restores_the_best_weights_with_half_the_step() -> None:
     assert all(torch.equal(best[name], value) for name, value in policy.state_dict().items())
     assert learner.optimizer.param_groups[0]["lr"] == rate / 2
     assert not learner.optimizer.state
+    # A run that ends here saves the best policy, so its summary must not tell of the one that fell.
+    assert state.last_score == proportion(80, 100)
+
+
+class OnGpu:
+    """State of a random generator that `load_checkpoint` has moved: torch refuses it until it is back on the CPU."""
+
+    def __init__(self, state: torch.Tensor) -> None:
+        self._state = state
+
+    def cpu(self) -> torch.Tensor:
+        return self._state
+
+
+def test_random_states_that_were_loaded_onto_a_gpu_are_restored(tmp_path: Path) -> None:
+    policy = make_policy()
+    state = OnlineState(make_learner(policy), JointStudent(policy, StudentConfig(num_steps=1), seed=0))
+    tensors = state.tensors()
+    for name in ("random", "student_random"):
+        tensors[name] = {**tensors[name], "generator": OnGpu(tensors[name]["generator"])}
+    state.restore(Checkpoint(tmp_path, 0, tensors, {"online": state.document()}))
 
 
 def test_the_student_follows_its_teacher() -> None:
@@ -378,6 +426,20 @@ def test_the_student_follows_its_teacher() -> None:
     again = JointStudent(policy, StudentConfig(num_steps=150, batch_size=64, learning_rate=3e-3), seed=0)
     again.restore(copy.deepcopy(student.tensors()))
     assert again.learn(policy, batch.observation) == student.learn(policy, batch.observation)
+
+
+def test_a_head_imitates_nothing_and_says_so_before_anything_is_played(tmp_path: Path) -> None:
+    teacher = make_policy()
+    student = JointStudent(teacher, StudentConfig(num_steps=1), seed=0)
+    documents = {
+        "policy": student.document(),
+        "spec": teacher.spec.to_json(),
+        "normalizer": teacher.normalizer.to_json(),
+    }
+    save_checkpoint(tmp_path, step=1, tensors={"policy": student.average.state_dict()}, documents=documents)
+    config = OnlineConfig(policy=str(tmp_path), sigma_min=0.05, imitate_successes=True)
+    with pytest.raises(PolicyError, match="imitate_successes"):
+        start_learning(LearningConfig.of(config), tmp_path / "run")
 
 
 def test_rl_on_the_one_step_head_is_an_exact_gaussian_with_ratio_one() -> None:

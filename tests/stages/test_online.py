@@ -140,6 +140,9 @@ def test_a_human_takes_over_and_his_steps_are_kept_for_the_next_offline_round(pl
     assert len(episodes) == rows[-1]["online/episodes"]
     human = [np.asarray(episode.source) == Source.intervention for episode in episodes]
     assert all(not steered[:8].any() and steered[8:].all() for steered in human if steered.any())
+    alone = [bool(e.success.any()) and not steered.any() for e, steered in zip(episodes, human, strict=True)]
+    assert sum(episode.success.any() for episode in episodes[:60]) > sum(alone[:60])
+    assert rows[0]["online/success_once"] == np.mean(alone[:60])  # not what the human won for the policy
     long = [steered.any() for steered in human if len(steered) > 8]
     assert 0.2 < np.mean(long) < 0.8
     # The offline stage takes them as they are.
@@ -158,3 +161,4 @@ def test_wrong_words_are_explained(place: Path) -> None:
     policy = f"policy={only(place / 'imitate')}"
     assert "policy=<run>" in robot_rl("online", *ENV, "run_root=r", cwd=place, code=2).stderr
     assert "save_episodes=true" in robot_rl("online", *ENV, policy, "run_root=r", *HUMAN, cwd=place, code=2).stderr
+    assert "ppo.group" in robot_rl("online", *ENV, policy, "run_root=r", "ppo.group=4", cwd=place, code=2).stderr
