@@ -261,7 +261,8 @@ class _OpenPiLink:
         from websockets.sync.client import connect
 
         times, headers = self._times, {"Authorization": f"Api-Key {self._key}"} if self._key else None
-        deadline_s, connection = time.monotonic() + times.connect_s, None
+        deadline_s = time.monotonic() + times.connect_s
+        connection: Any = None
         try:
             connection = connect(
                 self.config.uri, compression=None, max_size=MOST_BYTES, additional_headers=headers, proxy=None,
