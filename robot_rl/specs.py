@@ -270,9 +270,8 @@ def camera_from_json(data: Any, *, where: str) -> CameraSpec:
     """
     plain = _fields(data, CameraSpec, where)
     for key in ("width", "height"):
-        _require(
-            _is_whole(plain[key]) and plain[key] > 0, f"{where}, {key}", "a whole number above 0", _shown(plain[key])
-        )
+        size = plain[key]
+        _require(_is_whole(size) and size > 0, f"{where}, {key}", "a whole number above 0", _shown(size))
     for key, length in (("position_m", 3), ("quaternion_wxyz", 4)):
         if key in plain:
             numbers = tuple(_typed(plain[key], list | tuple, f"{where}, {key}", f"a list of {length} numbers"))

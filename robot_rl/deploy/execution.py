@@ -244,8 +244,7 @@ class ChunkPlayer:
             step: of the episode.
             expected: steps that the answer will take.
         """
-        rest = self.rest(step)
-        if rest is None:
+        if (rest := self.rest(step)) is None:
             return None
         actions, planned = rest
         weights = continuation_weights(committed=min(expected, planned), planned=planned, horizon=len(actions))
@@ -262,10 +261,9 @@ class ChunkPlayer:
         left = self._current.actions[step - self._current.start :]
         if not len(left):
             return None
-        if self._kind is Execution.ensemble:
-            left = np.stack([self._averaged(later) for later in range(step, step + len(left))])
-        else:  # where a blend goes on, what will be played is neither of the two chunks
-            left = np.stack([self._blended(action, later) for later, action in enumerate(left, start=step)])
+        # Where a blend goes on, what will be played is neither of the two chunks.
+        is_average, later = self._kind is Execution.ensemble, list(enumerate(left, start=step))
+        left = np.stack([self._averaged(at) if is_average else self._blended(action, at) for at, action in later])
         padding = np.repeat(left[-1:], self._horizon - len(left), axis=0)
         return np.concatenate([left, padding]), len(left)
 
