@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from robot_rl.arrays import Array, Bool, Float32, Int64
+from robot_rl.deploy.safety import Reason
 from robot_rl.teleop.clutch import Clutch
 from robot_rl.teleop.mapping import ActionMapping
 from robot_rl.teleop.mapping_config import MappingConfig
@@ -38,11 +39,16 @@ class RobotHand:
     ) -> tuple[Bool[Array, " 1"], Float32[Array, "1 A"]]:
         """Whether the person drives the next step, and the action. Never waits.
 
-        `steps` and `count` of take-overs go up with it.
+        `steps` and `count` of take-overs go up with it. A device that falls silent while it drives stops the robot, behind
+        thresholds.operator_fault_s.
         """
         player = self._player
         command = player.people.hearing.command()
         engagement = self._clutch.judge(command, player.clock.now())
+        if engagement.state == "fault" and self._was_human and not bool(new_episode[0]):
+            # As in `collect`: whoever was driving can't let go any more, and the policy is not what they handed over to.
+            with player.keeper.busy(then_hold=True):
+                player.driver.stop(Reason.emergency, "no command from the operator's device while it drove")
         is_human = engagement.state in MOVES and player.reading is not None and int(episode_seeds[0]) >= 0
         actions = np.zeros((1, player.spec.action.size), np.float32)
         if is_human:

@@ -28,6 +28,7 @@ class Hearing:
     def __init__(self, device: TeleopDevice, panels: Sequence[OperatorPanel]) -> None:
         self._device, self.panels = device, list(panels)
         self._command, self._buttons = TeleopCommand(), frozenset[str]()
+        self._pressed: list[PanelEvent] = []
         self.problem = ""
 
     def command(self) -> TeleopCommand:
@@ -39,17 +40,17 @@ class Hearing:
             if not self.problem:
                 log.exception("device %s can't be read", self._device.name)
             self.problem = f"{type(error).__name__}: {error}"
+        # Here and not in `events`: between two calls of that the device may be read more than once.
+        for button in sorted(self._command.buttons - self._buttons):
+            if button.startswith(EVENT):
+                stamp_s = self._command.stamp_s
+                self._pressed.append(PanelEvent(button.removeprefix(EVENT), stamp_s=stamp_s, by=self._device.name))
+        self._buttons = self._command.buttons
         return self._command
 
     def events(self, now_s: float) -> list[PanelEvent]:
         """Everything asked for since the last call; a stamp of the future, or none, is now."""
-        found = list[PanelEvent]()
-        pressed = self._command.buttons - self._buttons
-        self._buttons = self._command.buttons
-        for button in sorted(pressed):
-            if button.startswith(EVENT):
-                stamp_s = self._command.stamp_s
-                found.append(PanelEvent(button.removeprefix(EVENT), stamp_s=stamp_s, by=self._device.name))
+        found, self._pressed = self._pressed, []
         for panel in list(self.panels):
             try:
                 found += panel.events()

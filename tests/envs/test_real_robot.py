@@ -240,6 +240,31 @@ def test_who_holds_the_clutch_drives() -> None:
     env.close()
 
 
+def test_a_device_that_falls_silent_while_it_drives_stops_the_robot() -> None:
+    clock = ManualClock()
+    push = TeleopCommand(engaged=True, motion=np.float32([1, 0, 0, 0, 0, 0]))
+
+    def say(since_s: float) -> TeleopCommand | None:
+        return TeleopCommand() if since_s < 0.5 else push if since_s < 1.5 else None
+
+    device = ScriptedDevice(clock, say)
+    device.connect()
+    env, _ = reach_env(clock=clock, device=device, mapping=_jog(), max_episode_steps=80, terminate_on_success=False)
+    observation, hand, humans = env.reset([0]), env.intervener, []
+    assert hand is not None
+    for step in range(60):
+        human, action = hand.take_over(observation, episode_seeds=env.episode_seeds, new_episode=np.array([step == 0]))
+        humans.append(bool(human[0]))
+        result = env.step(ActionChunk(torch.from_numpy(action)[:, None], 1))
+        observation = result.observation
+        if bool(result.truncated[0]):
+            break
+    assert humans[-2:] == [True, False]
+    assert bool(result.truncated[0])
+    assert "operator's device" in env._player.driver.why
+    env.close()
+
+
 def _jog() -> Any:
     from robot_rl.teleop.mapping_config import MappingConfig
 

@@ -25,6 +25,7 @@ from robot_rl.hardware.teleop_slot import CommandSlot
 from robot_rl.teleop.clutch import Clutch
 from robot_rl.teleop.command_files import read_commands, write_commands
 from robot_rl.teleop.commands import TeleopCommand
+from robot_rl.teleop.hearing import Hearing
 
 
 def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -387,6 +388,22 @@ def test_a_tap_between_two_readings_is_heard_once() -> None:
     assert slot.read().buttons == {"event:success", "event:save"}  # a free button is a state: it is up again
     slot.say(stamp_s=1.5, buttons=frozenset())
     assert slot.read().buttons == frozenset()
+
+
+def test_a_press_is_heard_whoever_read_the_device_meanwhile() -> None:
+    class Device(CommandSlot):
+        connect = close = lambda self: None
+
+    device = Device("fast", {})
+    hearing = Hearing(device, ())
+    hearing.command()
+    device.say(stamp_s=1.0, buttons=frozenset({"event:estop"}))
+    hearing.command()  # who takes over from a policy looks as well
+    device.say(stamp_s=1.1, buttons=frozenset())
+    hearing.command()
+    (event,) = hearing.events(2.0)
+    assert (event.name, event.stamp_s, event.by) == ("estop", 1.0, "fast")
+    assert hearing.events(2.1) == []
 
 
 @pytest.mark.parametrize(
