@@ -137,8 +137,8 @@ class LeaderArm:
 
     def status(self) -> DeviceStatus:
         """As the contract has it."""
-        for text in self._clutch.status().problems:
-            self._slot.problem("clutch", f"clutch: {text}")
+        problems = self._clutch.status().problems
+        self._slot.problem("clutch", f"clutch: {'; '.join(problems)}" if problems else "")
         return self._slot.status()
 
     def close(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from robot_rl.arrays import Array, Float64
+from robot_rl.deploy.rotation_motion import difference
 from robot_rl.deploy.schedule import Clock
 from robot_rl.errors import RobotRlError
 from robot_rl.teleop.driving import Driver
@@ -121,7 +123,10 @@ def _goal(driver: Driver, config: ResetConfig) -> Goal | None:
 def _is_there(reading: Reading, goal: Goal, reached: float) -> bool:
     if goal.position is not None:
         return _near(reading.position, goal.position, reached)
-    return reading.pose is not None and goal.pose is not None and _near(reading.pose[:3], goal.pose[:3], reached)
+    if reading.pose is None or goal.pose is None:
+        return False
+    turn = math.hypot(*difference(goal.pose[3:], reading.pose[3:]).tolist())
+    return turn <= reached and _near(reading.pose[:3], goal.pose[:3], reached)
 
 
 def _near(here: Float64[Array, " J"], there: Float64[Array, " J"], reached: float) -> bool:

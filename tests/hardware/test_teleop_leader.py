@@ -55,6 +55,7 @@ class HeldClutch:
     def __init__(self) -> None:
         self.engaged, self.is_open, self.is_silent = False, False, False
         self.buttons: frozenset[str] = frozenset()
+        self.problems: tuple[str, ...] = ()
         self._last = TeleopCommand()
 
     def connect(self) -> None:
@@ -66,7 +67,7 @@ class HeldClutch:
         return self._last
 
     def status(self) -> DeviceStatus:
-        return DeviceStatus(self.name, self.is_open, help={"hand": "clutch"})
+        return DeviceStatus(self.name, self.is_open, problems=self.problems, help={"hand": "clutch"})
 
     def close(self) -> None:
         self.is_open = False
@@ -157,6 +158,14 @@ def test_a_stream_that_ends_grows_old_but_its_emergency_stop_is_heard() -> None:
         assert "the leader arm is gone (unplugged)" in device.status().problems
         clutch.buttons = frozenset()
         until(lambda: not device.read().buttons)
+
+
+def test_problems_of_the_clutch_are_shown_while_it_has_them() -> None:
+    with arm(ToldSource({"a": 0.0, "b": 0.0})) as (device, clutch):
+        clutch.problems = ("unplugged", "no battery")
+        assert device.status().problems == ("clutch: unplugged; no battery",)
+        clutch.problems = ()
+        assert device.status().problems == ()
 
 
 def test_a_clutch_that_falls_silent_makes_the_command_old() -> None:
