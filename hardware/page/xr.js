@@ -6,7 +6,7 @@ export const toOurs = ({position: p, orientation: q}) => [-p.z, -p.x, p.y, q.w, 
 export class Hand {
   constructor() { this.clear(); }
 
-  clear() { this.engaged = false; this.pose = null; this.grip = 0; this.armed = true; this.session = null; this.touched = false; }
+  clear() { this.engaged = false; this.pose = null; this.grip = 0; this.armed = false; this.session = null; this.touched = false; }
 
   release() { this.engaged = false; this.armed = false; this.touched = false; }
 
@@ -43,7 +43,7 @@ export class Hand {
     const found = source ? now.getPose(source.gripSpace, space) : now.getViewerPose(space);
     const buttons = source?.gamepad?.buttons ?? [];
     const held = source ? Boolean(buttons[1]?.pressed) : this.touched;
-    if (source && !held) this.armed = true;
+    if (!held) this.armed = true; // a grip that is held when it begins, or was let go of by release(), is none
     this.pose = found && !found.emulatedPosition ? toOurs(found.transform) : null;
     this.engaged = held && this.armed && this.pose !== null;
     this.grip = source ? -(buttons[0]?.value ?? 0) + (buttons[4]?.pressed ? 1 : 0) : 0;

@@ -409,13 +409,15 @@ def test_a_finger_on_the_stick_drives(show: Callable[..., Page], session: StandI
 
 
 def test_a_tracked_hand_gives_its_pose_while_it_is_seen(show: Callable[..., Page], session: StandIn) -> None:
-    page = show(script=HAND)
+    page = show(script=HAND + "window.hand.pressed = true;")
     page.click("#xr")
     # WebXR (1, 2, 3) is right, up, back; a quarter turn about its up is one about ours.
     half = float(np.sqrt(0.5))
     until(lambda: session.newest.pose is not None, "a pose")
     np.testing.assert_allclose(session.newest.pose, [-3, -1, 2, half, 0, 0, half], atol=1e-6)
-    assert not session.engaged()
+    assert not session.engaged(), "squeezed since before"
+    page.evaluate("hand.pressed = false")
+    until(lambda: page.evaluate("new Promise((done) => setTimeout(done, 60, true))"), "let go")
     page.evaluate("hand.pressed = true")
     until(session.engaged, "squeezed")
     until(lambda: session.newest.gripper == -0.25, "the trigger")
@@ -427,6 +429,9 @@ def test_a_tracked_hand_gives_its_pose_while_it_is_seen(show: Callable[..., Page
     until(lambda: not session.engaged(), "hidden")
     page.evaluate("session.end()")
     until(lambda: session.newest.pose is None, "ended")
+    page.click("#xr")
+    until(lambda: session.newest.pose is not None, "begun again")
+    assert not session.engaged(), "squeezed all the while"
 
 
 def test_the_second_page_looks_on_and_takes_over_when_the_first_is_gone(
