@@ -193,8 +193,8 @@ def test_the_gate_refuses_a_liar_and_lets_a_good_teacher_in(tmp_path: Path) -> N
         lines = numbers(found[name][0])
         return float(np.mean([line["refine_teacher/helps"] for line in lines if "refine_teacher/helps" in line]))
 
-    assert opened("liar, gated") < 0.2
-    assert opened("good, gated") > 0.3
+    assert opened("liar, gated") == 0
+    assert opened("good, gated") > 0.1
 
 
 def test_a_teacher_that_dies_stops_the_run_and_leaves_it_whole(tmp_path: Path) -> None:
