@@ -75,10 +75,10 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class SupportGuards:
-    """How far a candidate is from the data and from the incumbent. None: not measured.
+    """How far a candidate is from the data and from where its method started. None: not measured.
 
     Attributes:
-        kl: nats per decision, KL between candidate and incumbent on states of the data.
+        kl: nats per decision, KL from the policy that the method started from to the candidate, on states of the data.
         disagreement_ratio: mean disagreement in roll-outs of the candidate over that of the incumbent.
         q_gap: see `q_gap`.
     """

@@ -176,6 +176,14 @@ def _read(
             got=f"rewards from {arrays.reward.min():.3g} to {arrays.reward.max():.3g}",
             hint="Relabel the data, or set only_success_rewarded=false when all stores have the same dense reward.",
         )  # fmt: skip
+    rewarded = np.add.reduceat(arrays.reward, np.cumsum(arrays.lengths) - arrays.lengths)
+    if only_success_rewarded and (rewarded > 1).any():
+        # Targets and FQE are clamped to [0, 1]: returns above it would all look alike, and nothing would say so (P8).
+        raise DataError(
+            ", ".join(stores), expected="a reward of 1 at most once an episode (only_success_rewarded=true)",
+            got=f"{int((rewarded > 1).sum())} of {len(rewarded)} episodes with more, up to {rewarded.max():.0f}",
+            hint="`robot-rl data relabel <store> --reward first_success`, or set only_success_rewarded=false.",
+        )  # fmt: skip
     return arrays, hashes
 
 

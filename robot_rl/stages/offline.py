@@ -15,7 +15,7 @@ Metrics (metrics.jsonl, step = proposals made so far):
     offline/am_q_gain             candidate minus incumbent, AM-Q (score of the judges' Q along model roll-outs)
     offline/model_return_gain     the same, discounted predicted reward
     offline/fqe_gain              the same, least-squares FQE
-    offline/kl_nats               KL(incumbent || candidate) of a decision, summed over denoising steps (ppo)
+    offline/kl_nats               KL(start || candidate) of a decision, summed over denoising steps; start: where ppo began
     offline/kl_largest_step_nats  the same of the denoising step that moved most
     offline/clip_share            share of clipped ratios, mean over denoising steps, last update (ppo)
     offline/q_gap_sd              Q(policy) - Q(data) of the judges, standard deviations of Q(data)
@@ -88,7 +88,7 @@ class OfflineConfig:
         methods: proposals of a round, in this order. `awr` is not among the default ones: in every seed it lost to
             success_only, and no judge saw it (docs/offline.md).
         rounds: how often all of it is done.
-        collect: play the kept policy into `<run>/collected.zarr` between rounds.
+        collect: play the kept policy into `<run>/round_NN/collected.zarr` between rounds, of which there must be two or more.
         collect_episodes: how many a round, at seeds from collect_first_seed on.
         collect_first_seed: never those of an evaluation.
         gamma: discount per env step. A small one prefers quick policies to sure ones: at 0.96 judges rightly rated a policy
@@ -264,8 +264,11 @@ def _check(config: OfflineConfig) -> None:
             "offline.methods", expected="each method once a round (rounds=2 goes through them again)",
             got=f"{[m.value for m in config.methods]}", hint="Leave the repeated one out.",
         )  # fmt: skip
-    if config.collect and not config.env:
-        raise ConfigError("offline.env", expected="an environment for collect=true", got="none", hint="Set env=<name>.")
+    if config.collect and (not config.env or config.rounds < 2):
+        raise ConfigError(
+            "offline.collect", expected="an environment and a round to learn from it in, for collect=true",
+            got=f"{'an' if config.env else 'no'} env, rounds={config.rounds}", hint="Set env=<name> and rounds=2.",
+        )  # fmt: skip
 
 
 def _proposals_a_round(config: OfflineConfig) -> int:

@@ -167,6 +167,7 @@ def test_one_field_of_a_nested_configuration_keeps_the_stage_s_other_defaults() 
         (["policy="], 2, "policy=<imitate run>"),
         (["datasets=[nowhere.zarr]"], 1, "nowhere.zarr"),
         (["collect=true"], 2, "collect=true"),
+        (["collect=true", "env=point_reach"], 2, "rounds=1"),
         (["methods=[pp]"], 2, "ppo"),
         (["methods=[awr,ppo,awr]"], 2, "each method once a round"),
         (["gate.deciding=[fqee]"], 1, "fqe"),
