@@ -7,7 +7,7 @@ import numpy as np
 from robot_rl.arrays import Array, Bool, Float32, Int64
 from robot_rl.deploy.safety import Reason
 from robot_rl.teleop.clutch import Clutch
-from robot_rl.teleop.mapping import ActionMapping
+from robot_rl.teleop.mapping import ActionMapping, require_same_joints
 from robot_rl.teleop.mapping_config import MappingConfig
 from robot_rl.teleop.pilots import MOVES
 from robot_rl.types import Observation
@@ -27,6 +27,7 @@ class RobotHand:
     """
 
     def __init__(self, player: RobotPlayer, config: MappingConfig) -> None:
+        require_same_joints(player.people.device, player.card, config)
         limits = player.card.thresholds
         self._player = player
         self._clutch = Clutch(limits.operator_release_s, limits.operator_fault_s)

@@ -86,7 +86,7 @@ class LeaderArm:
         self.calibration = load_calibration(Path(config.calibration)) if config.calibration else LeaderCalibration(
             {name: LeaderJoint(name) for name in config.joints}
         )  # fmt: skip
-        if not [name for name in self.calibration.joints if name != GRIPPER]:
+        if not self.joint_names:
             raise ConfigError(
                 "leader_arm", expected="a calibration file, or joints", got="neither",
                 hint="teleop.calibration=FILE, or teleop.joints=[...] for a stream in the robot's radians.",
@@ -102,6 +102,11 @@ class LeaderArm:
             "calibration": self.calibration.digest,
         }
         self._slot = CommandSlot(self.name, help_)
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """The robot's joints, in the order of the command's: they are followed by their place."""
+        return tuple(name for name in self.calibration.joints if name != GRIPPER)
 
     def connect(self) -> None:
         """Open source and clutch, and wait for the first joints. Nothing moves.

@@ -31,7 +31,7 @@ from robot_rl.runs.directory import RunDirectory
 from robot_rl.specs import EnvSpec
 from robot_rl.teleop.clutch import Clutch
 from robot_rl.teleop.episode_machine import Transition
-from robot_rl.teleop.mapping import ActionMapping
+from robot_rl.teleop.mapping import ActionMapping, require_same_joints
 from robot_rl.teleop.mapping_config import MappingConfig
 from robot_rl.teleop.panel import OperatorPanel
 from robot_rl.teleop.pilots import OperatorPilot, Pilot
@@ -107,6 +107,7 @@ def run_teleop(config: Any, run: RunDirectory) -> dict[str, Any]:
         delays = _delays(config.session.recording.delays, robot)
         device = build(config.teleop)
         undo.callback(device.close)
+        require_same_joints(device, robot.card, config.session.mapping)
         panel: OperatorPanel = device if isinstance(device, OperatorPanel) else TerminalPanel()
         undo.callback(panel.close)
         store = undo.enter_context(_store(config, robot, device.name))

@@ -181,3 +181,22 @@ class ActionMapping:
                 "mapping.jog", expected="an action of joints and mapping.input motion", got=str(list(config.jog)),
                 hint='Leave it out: "mapping.jog=[]".',
             )  # fmt: skip
+
+
+def require_same_joints(device: Any, card: RobotCard, config: MappingConfig) -> None:
+    """A leader arm's joints are followed by their place, so one that names them must name the card's, in its order.
+
+    Args:
+        device: with `joint_names`, or without; then nothing is known.
+        card: of the robot.
+        config: of the mapping.
+
+    Raises:
+        ConfigError: others, or another order.
+    """
+    names = getattr(device, "joint_names", None)
+    if config.input == "joints" and names is not None and tuple(names) != card.joints:
+        raise ConfigError(
+            f"device {device.name!r}, joints", expected=f"{list(card.joints)} in this order, as robot card {card.name!r} has them",
+            got=str(list(names)), hint="Order teleop.joints so, or calibrate for this robot (calibrate_leader --robot).",
+        )  # fmt: skip

@@ -35,7 +35,7 @@ from robot_rl.hardware.leader_calibration import (
 )
 from robot_rl.hardware.leader_drivers import DynamixelSource, FeetechSource, Numbers, SocketSource
 from robot_rl.teleop.commands import DeviceStatus, TeleopCommand
-from robot_rl.teleop.mapping import ActionMapping
+from robot_rl.teleop.mapping import ActionMapping, require_same_joints
 from robot_rl.teleop.mapping_config import MappingConfig
 from robot_rl.types import Reading
 
@@ -397,6 +397,22 @@ def test_a_reversed_or_swapped_joint_is_found() -> None:
         direction(before, {"s1": 0.1, "s2": 0.5}, "s1", scale=1.0)
     with pytest.raises(DeployError, match="each other's id"):
         direction(before, {"s1": 0.1, "s2": 0.0}, "s1", scale=1.0)
+
+
+def test_joints_in_another_order_than_the_cards_are_refused() -> None:
+    """They are followed by their place: the gap at the engage alone does not show two joints that were exchanged at 0."""
+    card, config = load_robot_card("so101"), MappingConfig(input="joints")
+
+    def device(*joints: str) -> LeaderArm:
+        return LeaderArm(LeaderArmConfig(joints=joints), source=ToldSource({}), clutch=HeldClutch())
+
+    require_same_joints(device(*card.joints, "gripper"), card, config)
+    exchanged = (card.joints[1], card.joints[0], *card.joints[2:])
+    for wrong in (exchanged, card.joints[:-1], tuple(f"other_{name}" for name in card.joints)):
+        with pytest.raises(ConfigError, match="in this order"):
+            require_same_joints(device(*wrong, "gripper"), card, config)
+    require_same_joints(device(*exchanged), card, replace(config, input="motion"))
+    require_same_joints(HeldClutch(), card, config)
 
 
 class MovedArm(ToldSource):

@@ -24,6 +24,8 @@ from robot_rl.runs.config import load_config
 from robot_rl.runs.directory import RunDirectory
 from robot_rl.stages import collect, collect_teleop
 from robot_rl.stages.collect import CollectConfig, Keep
+from robot_rl.stages.collect_teleop import TeleopConfig
+from robot_rl.teleop.mapping_config import MappingConfig
 from robot_rl.teleop.pilots import OperatorPilot
 
 OPERATOR = {"_target_": "small_teleop.ScriptedOperator"}
@@ -79,6 +81,14 @@ def test_another_robot_is_refused_with_the_differences(tmp_path: Path, small_car
         play(tmp_path, str(other))
     with EpisodeStore.open(tmp_path / "d.zarr") as store:
         assert len(store) == 2
+
+
+def test_a_leader_arm_of_another_robot_is_refused_before_anything_moves(tmp_path: Path, small_card_file: str) -> None:
+    arm = {"_target_": "robot_rl.hardware.leader_arm.LeaderArm", "udp_port": 0, "joints": ["elbow", "shoulder"]}
+    session = TeleopConfig(mapping=MappingConfig(input="joints"))
+    with pytest.raises(ConfigError, match=r"leader_arm.*expected \['shoulder', 'elbow'\] in this order"):
+        play(tmp_path, small_card_file, teleop=arm, session=session)
+    assert not (tmp_path / "d.zarr").exists()
 
 
 @pytest.mark.usefixtures("plain_pilot")
