@@ -121,7 +121,8 @@ class ChainActor:
             self._queue = fresh if self._queue is None else torch.where(rows, fresh, self._queue)
         self._position[due] = 0
         played = self._queue[torch.arange(len(human)), torch.as_tensor(self._position)]
-        played = torch.where(torch.as_tensor(human)[:, None], torch.as_tensor(actions), played)
+        steered = torch.as_tensor(human, device=played.device)[:, None]
+        played = torch.where(steered, torch.as_tensor(actions, device=played.device), played)
         for seed, steered in zip(episode_seeds.tolist(), human.tolist(), strict=True):
             self.human[seed].append(steered)
         self._position += 1

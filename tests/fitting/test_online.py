@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from robot_rl.errors import DataError, PolicyError
 from robot_rl.fitting.demonstrations import Imitated, human_segments
 from robot_rl.fitting.denoising_ppo import decision_kl
 from robot_rl.fitting.handover import check_handover, check_reproduced, handover_document
-from robot_rl.fitting.on_policy import OnPolicyBatch, advantages, play_batch
+from robot_rl.fitting.on_policy import ChainActor, OnPolicyBatch, advantages, play_batch
 from robot_rl.fitting.online_learning import LearningConfig, start_learning
 from robot_rl.fitting.online_state import OnlineState
 from robot_rl.fitting.online_update import (
@@ -194,6 +195,21 @@ def test_human_actions_are_labelled_and_leave_the_ratio_loss() -> None:
     improve(make_learner(other), changed, config=UPDATE)
     assert all(torch.equal(a, b) for a, b in zip(one.denoiser.parameters(), other.denoiser.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(one.denoiser.parameters(), before, strict=True))
+
+
+def test_a_human_takes_over_from_a_policy_on_another_device() -> None:
+    """The meta device stands in for a GPU: what is mixed with tensors of the CPU is refused there as well."""
+    plain, meta = make_policy(), torch.device("meta")
+    policy = SimpleNamespace(
+        config=plain.config, device=meta, sampler=plain.sampler, physical_action=lambda final: final,
+        encode=lambda observation: observation.state.flatten(1), reverse_step=lambda latent, *_: (latent, 0.1),
+    )  # fmt: skip
+    noise = NoiseSource(rule=NoiseRule.seeded, seed=0, shape=plain.noise_shape)
+    seen = Observation(proprio=torch.zeros(2, 1, 2), state=torch.zeros(2, 1, 4))
+    chunk = ChainActor(policy, noise, Human(0, 1)).act(
+        seen, episode_seeds=np.arange(2), new_episode=np.ones(2, dtype=bool)
+    )
+    assert (chunk.actions.device, tuple(chunk.actions.shape)) == (meta, (2, 1, 2))
 
 
 def test_v_is_the_policys_own_and_learns_nothing_of_what_the_human_achieved() -> None:
