@@ -100,15 +100,14 @@ class Hub:
         if not viewer.limit.allows(now_s):
             raise BadMessage("more than 200 messages a second")
         message = parse(text)
-        drives = self.lease.holder == viewer.number
+        if self.lease.expire(now_s):  # told here: whatever is heard next would end it in silence
+            self._announce()
         if isinstance(message, LeaseWish):
             self._wish(viewer, message.want, now_s)
         elif isinstance(message, Event):
             self._event(viewer, message, now_s)
         elif self.lease.heard(viewer.number, now_s):
             self._command(viewer, message, now_s)
-        elif drives:  # it was silent for too long
-            self._announce()
 
     def tick(self) -> None:
         """Ten times a second: end the lease of a silent page, and send what the session could not take."""

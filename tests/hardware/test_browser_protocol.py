@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from robot_rl.contracts import TeleopDevice
 from robot_rl.deploy.child_process import Child
 from robot_rl.errors import ConfigError, DeployError
 from robot_rl.hardware import browser_access as access
+from robot_rl.hardware import browser_hub
 from robot_rl.hardware.browser import BrowserConfig, BrowserPage
 from robot_rl.hardware.browser_lease import Freshness, Lease, RateLimit
 from robot_rl.hardware.browser_link import VIEW_BYTES, ViewWriter, make_rings, plain
@@ -452,6 +454,24 @@ def test_age_of_a_burst_is_that_of_its_commands() -> None:
     for i in range(12):
         stamp_s = fresh.stamp_s(2340.0 + 1000 * i, 111.2 + i)
     assert stamp_s == pytest.approx(122.2)
+
+
+@pytest.mark.parametrize("who", ["driver", "other"])
+def test_an_event_that_ends_a_silent_lease_tells_who_drove(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(browser_hub, "time", SimpleNamespace(monotonic=lambda: now_s))
+    told: list[Any] = []
+    hub = browser_hub.Hub(lambda message: told.append(message) or True)  # type: ignore[func-returns-value]
+    driver, other = hub.join("Ada"), hub.join("Bo")
+    now_s = 103.0  # nothing was said for 3 s, and the server has not looked yet
+    event = {"type": "event", "name": "estop", "text": "", "t": 1.0}
+    hub.hear(driver if who == "driver" else other, json.dumps(event))
+    hub.tick()
+    assert [message["event"]["name"] for message in told if "event" in message] == ["estop"]
+    assert {"operator": None, "viewers": 2} in told
+    for viewer in (driver, other):
+        lease = json.loads(viewer.outbox["lease"])
+        assert (lease["you"], lease["operator"]) == ("viewing", None)
 
 
 def test_lease_and_rate() -> None:
