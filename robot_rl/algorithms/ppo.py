@@ -19,8 +19,8 @@ from robot_rl.errors import PolicyError
 class AdvantageRule(str, Enum):
     """How advantages of a batch are scaled before use.
 
-    none: as they are. scale: divided by their standard deviation; signs stay. centre: mean subtracted as well, so that
-    half of a batch is pushed down even where all of it was good (or up where all was bad, P12).
+    none: as they are. scale: divided by their root mean square; signs stay. centre: mean subtracted, then divided by their
+    standard deviation, so that half of a batch is pushed down even where all of it was good (or up where all was bad, P12).
     """
 
     none = "none"

@@ -51,7 +51,7 @@ def success_weights(success: Bool[Array, " B"]) -> Float32[Array, " B"]:
     if not bool(success.any()):
         raise DataError(
             "success-only imitation", expected="an episode that succeeded", got=f"none in {len(success)} windows",
-            hint="Collect successes, or leave success_only out of `methods`.",
+            hint="Collect successes, or leave success_only out of `methods` and set ppo.anchor=0.",
         )  # fmt: skip
     return success.float()
 
