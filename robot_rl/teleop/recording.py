@@ -111,7 +111,7 @@ class Recorder:
         found = list[tuple[Path, int, Recovered]]()
         for path in sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime):
             try:
-                segment = read_segment(path)
+                segment = read_segment(path, has_frames=False)
             except DataError as error:
                 log.warning("left alone: %s", error)
                 continue

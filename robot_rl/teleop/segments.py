@@ -62,7 +62,7 @@ class SegmentWriter:
             DataError: as `read_segment`.
             OSError: it can't be written.
         """
-        segment = read_segment(path)
+        segment = read_segment(path, has_frames=False)
         writer = cls.__new__(cls)
         writer.path, writer._layout, writer._sync_s, writer.rows = path, layout, sync_s, len(segment.table)
         writer._before, writer._synced_s = {}, time.monotonic()
@@ -142,7 +142,7 @@ class Segment:
         facts: its header.
         layout: of its rows.
         table: float64 (R, width), see RowLayout.
-        frames: observation key -> (R, ...).
+        frames: observation key -> (R, ...), or empty where they were not asked for.
         events: in order.
         lost_bytes: behind the last good record.
     """
@@ -156,8 +156,12 @@ class Segment:
     lost_bytes: int = 0
 
 
-def read_segment(path: Path) -> Segment:
+def read_segment(path: Path, *, has_frames: bool = True) -> Segment:
     """Everything up to the first record that is not whole.
+
+    Args:
+        path: of the file.
+        has_frames: False leaves `frames` empty: a recording may be larger than the memory, and a session must begin with it.
 
     Raises:
         DataError: no such file, or not even its header is whole.
@@ -174,9 +178,9 @@ def read_segment(path: Path) -> Segment:
         raise _unreadable(path, "no whole header")
     facts = json.loads(content[records[0][1] : records[0][2]])
     layout = RowLayout.from_json(facts.pop("layout"), where=str(path))
-    rows = [content[begin:stop] for kind, begin, stop in records if kind == _ROW]
+    rows = [(begin, stop) for kind, begin, stop in records if kind == _ROW]
     events = [json.loads(content[begin:stop]) for kind, begin, stop in records if kind == _EVENT]
-    table, frames = _unpacked(rows, layout)
+    table, frames = _unpacked(content, rows, layout, has_frames=has_frames)
     return Segment(path, facts, layout, table, frames, events, len(content) - end)
 
 
@@ -197,14 +201,17 @@ def _records(content: mmap.mmap) -> tuple[list[tuple[int, int, int]], int]:
     return found, place
 
 
-def _unpacked(rows: list[bytes], layout: RowLayout) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    specs, count = layout.spec.observation, len(rows)
+def _unpacked(
+    content: mmap.mmap, rows: list[tuple[int, int]], layout: RowLayout, *, has_frames: bool
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    specs, count, keys = layout.spec.observation, len(rows), layout.keys if has_frames else ()
     table = np.empty((count, layout.width))
-    frames = {key: np.empty((count, *specs[key].shape), specs[key].dtype) for key in layout.keys}
-    for index, row in enumerate(rows):
+    frames = {key: np.empty((count, *specs[key].shape), specs[key].dtype) for key in keys}
+    for index, (begin, stop) in enumerate(rows):
+        row = content[begin : stop if has_frames else begin + layout.width * 8]  # one at a time: a copy
         table[index] = np.frombuffer(row, np.float64, layout.width)
         place = layout.width * 8
-        for key in layout.keys:
+        for key in keys:
             if key.startswith(IMAGE):
                 place += 1
                 if row[place - 1] == 0:

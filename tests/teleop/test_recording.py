@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +109,33 @@ def test_a_pause_takes_one_period_of_the_episode(tmp_path: Path) -> None:
     wait_for(recorder)
     recorder.close()
     np.testing.assert_allclose(np.diff(recorder.store.episode(0).time), 0.02, atol=1e-9)
+
+
+def test_a_session_begins_with_a_recording_without_its_pictures_in_memory(tmp_path: Path) -> None:
+    """A long one may be larger than the memory: who can't begin can't discard it either."""
+    recorder = open_recorder(tmp_path / "d.zarr")
+    record(recorder, 0, 1000)
+    recorder.close()
+    (file,) = recorder.folder.glob("*.segment")
+    frames = read_segment(file).frames
+    size = sum(rows.nbytes for rows in frames.values())
+    peaks = {}
+    for has_frames in (True, False):
+        tracemalloc.start()
+        segment = read_segment(file, has_frames=has_frames)
+        peaks[has_frames] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(segment.table) == 1000
+    table = segment.table.nbytes
+    assert peaks[True] - table < 1.3 * size, "no second copy of all pictures"
+    assert peaks[False] - table < 0.3 * size
+    recorder.store.close()
+    again = open_recorder(tmp_path / "d.zarr")
+    assert again.recover() == 1000
+    again.save()
+    assert wait_for(again).index == 0
+    again.close()
+    np.testing.assert_array_equal(again.store.episode(0).observation["image/front"], frames["image/front"][:999])
 
 
 def test_a_dropped_recording_comes_back_until_the_next_save(tmp_path: Path) -> None:
