@@ -277,6 +277,11 @@ def _check_execution(config: EvaluateConfig) -> None:
             "engine=ray", expected="no rti and no execution", got="one of them",
             hint="What they count isn't gathered from several processes: use engine=local.",
         )  # fmt: skip
+    unread = [name for name in ("mode", "noise_rule", "noise_seed") if getattr(config, name) is not None]
+    if unread and not config.policy:
+        raise ConfigError(
+            unread[0], expected="a policy with it", got="an expert", hint="Leave it out, or name the policy: policy=<run>.",
+        )  # fmt: skip
     if config.execution is not None and not config.policy:
         raise ConfigError(
             f"execution={config.execution.value}", expected="a policy", got="an expert", hint="An expert is never late."

@@ -13,6 +13,7 @@ from robot_rl.algorithms.diffusion import SamplingMode
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.data.normalizer import Normalizer
 from robot_rl.deploy.execution import ChunkRule, Execution
+from robot_rl.deploy.noise import NoiseRule
 from robot_rl.deploy.server import PolicyServer, ServerOptions
 from robot_rl.deploy.serving import noise_of
 from robot_rl.envs.point_reach import PointReach, PointReachConfig
@@ -126,6 +127,13 @@ def test_what_is_refused(config: EvaluateConfig) -> None:
         evaluate(config, policy="", execution=Execution.sync)
     with pytest.raises(ConfigError, match="a chunk has 8 actions and an answer takes 10 steps"):
         evaluate(config, execution=Execution.asynchronous, latency_ms=1000.0)
+
+
+@pytest.mark.parametrize("given", [{"mode": SamplingMode.mean}, {"noise_seed": 3}, {"noise_rule": NoiseRule.fixed}])
+def test_an_expert_has_neither_mode_nor_noise(config: EvaluateConfig, given: dict[str, Any]) -> None:
+    expert = {"_target_": "robot_rl.envs.point_reach.PointReachExpert"}
+    with pytest.raises(ConfigError, match=f"{next(iter(given))}.*an expert"):
+        evaluate(config, policy="", expert=expert, **given)
 
 
 def test_a_head_can_not_continue_a_chunk(config: EvaluateConfig, tmp_path: Path) -> None:
