@@ -80,6 +80,7 @@ class LearnerSide:
         batch = read_batch(folder_of(self.run) / asked["batch"], policy.device)
         if asked["remember"]:
             state.best = _copy(self._player["policy"])
+            state.best_student = _copy(self._player["student"]) if "student" in self._player else None
         drawn_by = None
         if asked["age"]:
             drawn_by = copy.deepcopy(policy)

@@ -29,6 +29,7 @@ class OnlineState:
         last_score: of the last batch; behind a roll-back that of the best policy, which is the one at hand again.
         best_score: of the best policy.
         best: weights of the policy that reached it.
+        best_student: of the student that followed it then.
         finished: the last batch has been played.
     """
 
@@ -41,6 +42,7 @@ class OnlineState:
     last_score: Proportion | None = None
     best_score: Proportion | None = None
     best: dict[str, torch.Tensor] | None = None
+    best_student: dict[str, torch.Tensor] | None = None
     finished: bool = False
 
     def count(self, records: Sequence[EpisodeRecord], score: Proportion) -> dict[str, float]:
@@ -64,13 +66,19 @@ class OnlineState:
         """Keep the weights when no policy had a higher lower bound."""
         if self.best_score is None or score.low >= self.best_score.low:
             self.best_score, self.best = score, copy.deepcopy(self.learner.policy.state_dict())
+            self.best_student = None if self.student is None else copy.deepcopy(self.student.average.state_dict())
 
     def roll_back(self) -> None:
-        """Restore the best weights with a fresh optimiser at half the learning rate: its moments led downhill."""
+        """Restore the best weights with a fresh optimiser at half the learning rate: its moments led downhill.
+
+        The student goes back with them: else a run that ends here would save a head of the policy that fell.
+        """
         assert self.best is not None
         self.learner.policy.load_state_dict(self.best)
         self.learner.optimizer.state.clear()
         self.learner.shrink()
+        if self.student is not None and self.best_student is not None:
+            self.student.go_back(self.best_student)
         self.roll_backs += 1
         self.last_score = self.best_score
 
@@ -86,6 +94,8 @@ class OnlineState:
         }
         if self.best is not None:
             out["best"] = self.best
+        if self.best_student is not None:
+            out["best_student"] = self.best_student
         return out | ({} if self.student is None else self.student.tensors())
 
     def document(self) -> dict[str, Any]:
@@ -103,7 +113,7 @@ class OnlineState:
         restore_optimizer(learner.optimizer, tensors["optimizer"])
         restore_optimizer(learner.value_optimizer, tensors["value_optimizer"])
         learner.generator.set_state(tensors["random"]["generator"].cpu())  # torch takes no other, even for a GPU's
-        self.best = dict(tensors["best"]) if "best" in tensors else None
+        self.best, self.best_student = (dict(tensors[n]) if n in tensors else None for n in ("best", "best_student"))
         if self.student is not None:
             self.student.restore(tensors)
         self.count_from(saved.documents["online"])

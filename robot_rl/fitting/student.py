@@ -86,6 +86,12 @@ class JointStudent:
         recent = losses[-50:]
         return sum(recent) / max(len(recent), 1)
 
+    def go_back(self, average: Mapping[str, torch.Tensor]) -> None:
+        """Go on from an earlier average, with a fresh optimiser."""
+        self.average.load_state_dict(average)
+        self.module.load_state_dict(average)
+        self.optimizer.state.clear()
+
     def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
         """For a checkpoint of the run."""
         seen = [observation.arrays() for observation in self._seen]

@@ -215,9 +215,13 @@ def test_a_fall_brings_the_best_weights_back_on_both_sides(config: LearningConfi
         assert not same(weights(state.learner.policy), best)
         state.best, state.best_score = best, proportion(100, 100)
         SameProcess.sides[-1].state.best = best
+        student, head = SameProcess.sides[-1].state.student, SameProcess.sides[-1].state.best_student
+        assert student is not None
+        assert head is not None
         one(state, learning, 0.1)
         assert same(weights(state.learner.policy), best)
         assert same(weights(learner.policy), best)
+        assert same(student.average.state_dict(), head)
         assert learner.optimizer.param_groups[0]["lr"] == config.ppo.learning_rate / 2
         one(state, learning, 0.9)
         learning.drain()

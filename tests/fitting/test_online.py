@@ -412,6 +412,29 @@ def test_roll_back_restores_the_best_weights_with_half_the_step() -> None:
     assert state.last_score == proportion(80, 100)
 
 
+def test_the_student_goes_back_with_its_policy_also_behind_a_restart(tmp_path: Path) -> None:
+    policy = make_policy()
+    batch = play(policy, 3)[0]
+
+    def begun() -> OnlineState:
+        return OnlineState(make_learner(policy), JointStudent(policy, StudentConfig(num_steps=3), seed=0))
+
+    state = begun()
+    assert state.student is not None
+    state.student.learn(policy, batch.observation)
+    state.remember(proportion(80, 100))
+    best = {name: value.clone() for name, value in state.student.average.state_dict().items()}
+    state.student.learn(policy, batch.observation)
+    again = begun()
+    again.restore(Checkpoint(tmp_path, 0, copy.deepcopy(state.tensors()), {"online": state.document()}))
+    for each in (state, again):
+        assert each.student is not None
+        assert not all(torch.equal(best[name], value) for name, value in each.student.average.state_dict().items())
+        each.roll_back()
+        for module in (each.student.average, each.student.module):
+            assert all(torch.equal(best[name], value) for name, value in module.state_dict().items())
+
+
 class OnGpu:
     """State of a random generator that `load_checkpoint` has moved: torch refuses it until it is back on the CPU."""
 
