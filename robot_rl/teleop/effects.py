@@ -94,6 +94,8 @@ class Effects:
         state, recorder = self._machine.state, self._recorder
         if state in _RECORDS and event in ("stop", "success", "failure", "time_limit", "discard") and self.rows < 1:
             return "empty", ""
+        if state is State.idle and recorder.pending is not None and event in ("start", "reset"):
+            return "pending", ""  # asked for in the very turn in which the episode's review is due
         if event in _WAITS and recorder.is_editing:
             return event, "The saved episodes are being changed: wait."
         if event == "release" and recorder.is_saving:
@@ -220,14 +222,11 @@ class Effects:
 
     def _begin(self, transition: Transition, closing: Callable[[], Row]) -> None:
         self._recorder.begin(self._facts(transition))
-        self._start_over()
+        self.said, self.message = Said(), ""
         self._begun_rows, self.began_s, self._disk_s = self._recorder.rows, transition.stamp_s, transition.stamp_s
 
     def _take_last(self, transition: Transition, closing: Callable[[], Row]) -> None:
         self._recorder.take_last(self._facts(transition))
-        self._start_over()
-
-    def _start_over(self) -> None:
         self.said, self.message = Said(), ""
 
     def _facts(self, transition: Transition) -> dict[str, Any]:

@@ -71,6 +71,19 @@ def test_an_episode_of_an_earlier_session_is_not_saved_unseen_and_has_its_scene(
     assert scene.seeds == [3], "the same start again"
 
 
+@pytest.mark.parametrize("word", ["start", "reset"])
+def test_no_new_episode_begins_over_one_that_waits_for_its_review(tmp_path: Path, word: str) -> None:
+    left_over(tmp_path / "d.zarr")
+
+    def rule(view: SessionView) -> list[str | PanelEvent]:
+        return {"review": ["save"], "ready": ["quit"]}.get(view.state, [])
+
+    session, _, panel = small_session(tmp_path / "d.zarr", rule, mock={**FROZEN, "faults": ()}, total=1)
+    panel.asked.append(PanelEvent(word, by="somebody who is quick"))  # heard in the first turn, in idle
+    assert session.run() == {"saved": 1, "discarded": 0, "stored": 1, "successes": 1}
+    assert "resetting" not in {view.state for view in panel.views}
+
+
 def test_the_scene_of_an_earlier_sessions_episode_is_not_recorded_twice(tmp_path: Path) -> None:
     left_over(tmp_path / "d.zarr")
 
