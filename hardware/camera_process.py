@@ -170,7 +170,9 @@ class Worker:
         while not stop.wait(RETRY_S):
             try:
                 self.source.open()
-            except CameraLost as lost:
+            except (CameraLost, CameraError) as lost:
+                # One that has just been plugged in may be listed and still refuse to start, or its mode.
+                self.source.close()
                 self.counters.message = str(lost)
                 self.publish()
             else:

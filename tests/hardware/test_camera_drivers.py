@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from robot_rl.errors import ConfigError
-from robot_rl.hardware import realsense_camera, uvc_camera
-from robot_rl.hardware.camera_sources import CameraError, CameraLost
+from robot_rl.hardware import camera_process, realsense_camera, uvc_camera
+from robot_rl.hardware.camera_ring import SharedRing
+from robot_rl.hardware.camera_sources import CameraConfig, CameraError, CameraLost, Grab
 from robot_rl.hardware.realsense_camera import RealSenseConfig, RealSenseSource
 from robot_rl.hardware.uvc_camera import UvcConfig, UvcSource, find_uvc, uvc_devices
 
@@ -216,3 +218,41 @@ def test_realsense_without_its_package_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "pyrealsense2", None)
     with pytest.raises(CameraError, match=r"robot-rl\[realsense\].*never tried on a device"):
         RealSenseSource(RealSenseConfig(name="wrist", serial="123")).open()
+
+
+def test_a_camera_that_is_back_and_does_not_start_at_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera_process, "RETRY_S", 0.01)
+    config, stop, opened, closed = CameraConfig(name="wrist", width=4, height=4), threading.Event(), [0], [0]
+
+    class Source:
+        stamps = "driver"
+
+        def __init__(self, config: CameraConfig) -> None:
+            self.frames = 0
+
+        def open(self) -> None:
+            opened[0] += 1
+            if opened[0] == 2:
+                raise CameraError("camera 'wrist'", expected="its mode", got="busy", hint="Wait.")
+
+        def grab(self) -> Grab:
+            self.frames += 1
+            if self.frames == 2:
+                raise CameraLost("unplugged")
+            if self.frames == 3:
+                stop.set()
+            return Grab(np.full((4, 4, 3), self.frames, np.uint8), time.monotonic(), None)
+
+        def close(self) -> None:
+            closed[0] += 1
+
+    def ring(slots: int, payload_bytes: int) -> SharedRing:
+        fd = SharedRing.create_memory("test", slots=slots, payload_bytes=payload_bytes)
+        return SharedRing(fd, slots=slots, payload_bytes=payload_bytes)
+
+    worker = camera_process.Worker(
+        config, Source, frames=ring(3, 48), status=ring(camera_process.STATUS_SLOTS, camera_process.STATUS_BYTES)
+    )
+    worker.run(stop)
+    assert (opened, worker.counters.reconnects, worker.counters.frames) == ([3], 1, 2)
+    assert closed == [3]  # when it was lost, behind the start that failed, and at the end
