@@ -254,7 +254,9 @@ def test_a_student_teaches_and_demonstrations_judge_it(tmp_path: Path) -> None:
     shares = [line["refine_teacher/asked_share"] for line in numbers(run) if "refine_teacher/asked_share" in line]
     assert shares == [0.25] * 4
     assert report["cost"]["answers"] == 160 / 4
-    with pytest.raises(DataError, match=r"(?s)shown\.zarr: expected episodes of the environment \(PointReach\).*image/top"):
+    with pytest.raises(
+        DataError, match=r"(?s)shown\.zarr: expected episodes of the environment \(PointReach\).*image/top"
+    ):
         refined(tmp_path / "o", *TINY, *WRONG, f"demonstrations={store}", "env.image_size=16")
 
 
