@@ -119,9 +119,12 @@ def uvc(monkeypatch: pytest.MonkeyPatch) -> tuple[UvcSource, type[Capture]]:
 def test_uvc_gives_rgb_and_the_drivers_stamp(uvc: tuple[UvcSource, type[Capture]]) -> None:
     source, _ = uvc
     source.open()
+    before_s = time.monotonic()
     grab = source.grab()
+    assert (
+        before_s - 0.021 < grab.stamp_s < time.monotonic() - 0.019
+    )  # 20 ms before it was asked for, however busy it is here
     assert np.array_equal(np.unique(grab.image.reshape(-1, 3), axis=0), [[0, 0, 200]])
-    assert 0.01 < time.monotonic() - grab.stamp_s < 1.0
     assert source.stamps == "driver"
     asked = source._capture.set_to
     assert asked[cv2.CAP_PROP_FOURCC] == int.from_bytes(b"MJPG", "little")
@@ -137,7 +140,8 @@ def test_uvc_stamps_of_another_clock_become_times_of_arrival(
     source, stand_in = uvc
     stand_in.stamp_s = stamp_s
     source.open()
-    assert abs(time.monotonic() - source.grab().stamp_s) < 1.0
+    before_s = time.monotonic()
+    assert before_s <= source.grab().stamp_s <= time.monotonic()
     assert source.stamps == "arrival"
 
 
