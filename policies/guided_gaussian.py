@@ -146,9 +146,10 @@ class _Term:
         self._reference = None if labels.reference is None else normalized(labels.reference)[played]
         with torch.no_grad():
             self._old_mean, self._old_log_std = self._mean(batch.feature[played]), policy.log_std.clone()
-        gain, _ = advantages(student.network, batch, student.config)
-        # Whole returns: those of GAE's trace rest on V after a few steps, and would rank trajectories by it.
-        _, returns = advantages(student.network, batch, replace(student.config, trace=1.0))
+        gain, returns = advantages(student.network, batch, student.config)
+        if guidance.option is Guidance.kepo:
+            # Whole returns: those of GAE's trace rest on V after a few steps, and would rank trajectories by it.
+            _, returns = advantages(student.network, batch, replace(student.config, trace=1.0))
         segments = segment_returns(returns, batch.terminated | batch.truncated)[played]
         self._segments, self._floor = segments, float(segments.quantile(guidance.quantile))
         self._traces: tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor] | None = None

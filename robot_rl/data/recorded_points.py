@@ -139,9 +139,8 @@ def with_points_spec(spec: EnvSpec, source: PointSource, *, where: str) -> EnvSp
         DataError: as `points_spec`.
     """
     points, cameras = points_spec(spec, source, where=where), cameras_of(spec, source, where=where)
-    cloud = replace(
-        source.cloud, use_colour=points.shape[-1] == 6
-    )  # what an environment must be asked for to show the same
+    # What an environment must be asked for to show the same.
+    cloud = replace(source.cloud, use_colour=points.shape[-1] == 6)
     return replace(
         spec,
         observation={**spec.observation, POINTS: points},

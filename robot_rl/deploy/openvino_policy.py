@@ -56,9 +56,8 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": PRECISION_HINT[precision], "ENABLE_CPU_PINNING": False,
         }  # fmt: skip
         self._requests: dict[bool, Any] = {}
-        self._lock = (
-            threading.Lock()
-        )  # all clients of a server share this session, and a request keeps its answer in itself
+        # All clients of a server share this session, and a request keeps its answer in itself.
+        self._lock = threading.Lock()
         self._request(alone=True)
 
     def run(self, names: Sequence[str], feed: dict[str, Array]) -> list[Array]:

@@ -91,16 +91,15 @@ class TeacherTerm:
             return every
         batch, config, critic = self._batch, self._update, self._learner.critic
         now, behind = values_of(critic, batch.feature), values_of(critic, batch.next_feature)
-        advantage, _ = advantages(batch, now, behind, gamma=config.gamma, trace=config.trace)
-        # Whole returns: those of GAE's trace rest on V after a few steps, and would rank trajectories by it.
-        _, returns = advantages(batch, now, behind, gamma=config.gamma, trace=1.0)
-        envs = self._rollout.executed.shape[1]
-        ended = (batch.terminated | batch.truncated).view(envs, -1).T
-        segments = by_env(segment_returns(returns.view(envs, -1).T, ended))
-        floor = float(segments.quantile(guidance.quantile))
         if guidance.option is Guidance.kepo:
-            good: torch.Tensor = segments >= floor
+            # Whole returns: those of GAE's trace rest on V after a few steps, and would rank trajectories by it.
+            _, returns = advantages(batch, now, behind, gamma=config.gamma, trace=1.0)
+            envs = self._rollout.executed.shape[1]
+            ended = (batch.terminated | batch.truncated).view(envs, -1).T
+            segments = by_env(segment_returns(returns.view(envs, -1).T, ended))
+            good: torch.Tensor = segments >= float(segments.quantile(guidance.quantile))
             return good
+        advantage, _ = advantages(batch, now, behind, gamma=config.gamma, trace=config.trace)
         policy, scaled = self._learner.policy, scale_advantage(advantage, rule=config.ppo.advantage)
         gain = teacher_slope(policy, batch, policy.normalizer.apply("action", self._teacher), scaled)
         self._helps = {"helps": float(helps(gain[asked], z=guidance.gate_z))}
