@@ -97,6 +97,7 @@ class MotionLimiter:
             for name, row, start in zip(limits.names, rows, position, strict=True)
         ]
         self._is_held_back = False
+        self._state: MotionState | None = None  # of the joints as they are now, made when asked for
 
     @property
     def is_held_back(self) -> bool:
@@ -105,8 +106,12 @@ class MotionLimiter:
 
     @property
     def state(self) -> MotionState:
-        """Where the joints are on their plans."""
-        return MotionState(*np.array([joint.state for joint in self._joints]).T.copy())
+        """Where the joints are on their plans; its arrays can't be written to."""
+        if self._state is None:
+            rows = np.array([joint.state for joint in self._joints]).T.copy()
+            rows.flags.writeable = False
+            self._state = MotionState(*rows)
+        return self._state
 
     def follow(
         self,
@@ -143,10 +148,12 @@ class MotionLimiter:
 
     @memory.setter
     def memory(self, memory: tuple[Any, ...]) -> None:
+        self._state = None
         for joint, part in zip(self._joints, memory, strict=True):
             joint.memory = part
 
     def _towards(self, target: np.ndarray, period_s: float, shares: list[tuple[float, float, float] | None]) -> None:
+        self._state = None
         for joint, place, share in zip(self._joints, target.tolist(), shares, strict=True):
             joint.follow(place, period_s, share=share)
 
@@ -174,6 +181,7 @@ class MotionLimiter:
 
     def brake(self, period_s: float) -> MotionState:
         """Come to rest as quickly as the limits allow, for `period_s`; at rest it holds."""
+        self._state = None
         for joint in self._joints:
             joint.brake(period_s)
         return self.state
@@ -199,6 +207,7 @@ class _Joint:
                 hint="Move it inside by hand, or correct the limits.",
             )  # fmt: skip
         self._name, self._ruckig, self._planner = name, ruckig, ruckig.Ruckig(1)
+        self._slack = _TOLERANCE * (self._high - self._low)
         self.state = (start, 0.0, 0.0)
         self._target, self._pace = start, 0.0
         self._plan: Any = None
@@ -232,13 +241,12 @@ class _Joint:
 
         The quickest plan to a speed that the way is too short for takes a run-up: it first goes away from the target.
         """
-        slack = _TOLERANCE * (self._high - self._low)
         for share in _SHARES_OF_SPEED:
             plan = self._to_target(target, share * speed, period_s)
             if plan is None or rest is None:
                 return plan
             (least, most), (rest_least, rest_most) = extrema(plan), extrema(rest)
-            if (least >= rest_least - slack) if speed > 0 else (most <= rest_most + slack):
+            if (least >= rest_least - self._slack) if speed > 0 else (most <= rest_most + self._slack):
                 return plan
         return None
 
@@ -285,22 +293,22 @@ class _Joint:
             return None
         if result not in (self._ruckig.Result.Working, self._ruckig.Result.Finished) or not self._is_sane(plan):
             return None
-        slack, (least, most) = _TOLERANCE * (self._high - self._low), extrema(plan)
-        return plan if least >= self._low - slack and most <= self._high + slack else None
+        least, most = extrema(plan)
+        return plan if least >= self._low - self._slack and most <= self._high + self._slack else None
 
     def _is_sane(self, plan: Any) -> bool:
         """Whether a plan begins where the joint is, is finite, and is nowhere further than the speed limit lets it.
 
         Random states found plans of Ruckig 0.19 that jump, or hold NaN, from speeds of 1e-34 or over 1e-9 s.
         """
-        slack = _TOLERANCE * (self._high - self._low)
-        for time_s in (0.0, 0.5 * plan.duration, plan.duration):
-            position, velocity, acceleration = (values[0] for values in plan.at_time(time_s))
+        duration, start = plan.duration, self.state[0]
+        for time_s in (0.0, 0.5 * duration, duration):
+            (position,), (velocity,), (acceleration,) = plan.at_time(time_s)
             if not (math.isfinite(position) and math.isfinite(velocity) and math.isfinite(acceleration)):
                 return False
-            if abs(position - self.state[0]) > self._velocity * time_s + slack:
+            if abs(position - start) > self._velocity * time_s + self._slack:
                 return False
-        return math.isfinite(plan.duration)
+        return math.isfinite(duration)
 
     def _go(self, plan: Any, period_s: float) -> None:
         """Along `plan`, or further along the one before; behind its end there is always room to brake."""
@@ -322,7 +330,7 @@ class _Joint:
         self.state = self._at(self._time_s)
 
     def _at(self, time_s: float) -> tuple[float, float, float]:
-        position, velocity, acceleration = (values[0] for values in self._plan.at_time(time_s))
+        (position,), (velocity,), (acceleration,) = self._plan.at_time(time_s)
         # Takes off the rounding of the planner, nothing else: what is nearly rest is rest.
         if abs(velocity) < _TOLERANCE * self._velocity and abs(acceleration) < _TOLERANCE * self._acceleration:
             velocity = acceleration = 0.0

@@ -13,11 +13,18 @@ def extrema(plan: Any) -> tuple[float, float]:
     """
     profile = plan.profiles[0][0]
     places = [plan.at_time(plan.duration)[0][0]]
-    for part in (profile.brake, profile):
+    for part in (profile.brake, profile) if profile.brake.duration > 0 else (profile,):
         for time_s, jerk, start, speed, acceleration in zip(part.t, part.j, part.p, part.v, part.a, strict=False):
             if time_s <= 0:
                 continue
             places.append(start)
+            change = time_s * jerk
+            # Where the speed goes one way and keeps its sign there is no turn; most pieces are so, and roots cost time.
+            if (
+                acceleration * (acceleration + change) >= 0
+                and speed * (speed + time_s * (acceleration + change / 2)) >= 0
+            ):
+                continue
             for turn_s in _roots(0.5 * jerk, acceleration, speed):
                 if 0 < turn_s < time_s:
                     places.append(start + turn_s * (speed + turn_s * (acceleration / 2 + turn_s * jerk / 6)))

@@ -134,7 +134,9 @@ def _verdict(rows: Sequence[Mapping[str, Any]], chosen: str | None) -> str:
         return f"No RTI setting holds here ({rule}). Use full denoising, fewer DDIM steps, or a one-step head."
     row = next(row for row in rows if row["setting"] == chosen)
     equal = [r for r in rows if r["kind"] == "ddim" and r["warm forwards"] == row["warm forwards"]]
-    beside = f"; DDIM with as many forwards: {equal[0]['success once']}" if equal else ""
+    beside = (
+        f"; the best DDIM with as many forwards: {max(equal, key=lambda r: r['k'])['success once']}" if equal else ""
+    )
     return f"RTI holds with {chosen} ({rule}): {row['success once']}{beside}."
 
 

@@ -71,7 +71,12 @@ def settings_beside(
     if ddpm:
         out.append(Setting(f"DDPM, {own.num_levels} steps", "ddim", as_ddpm(policy), own.num_levels))
     counts = [count for count in sorted({*forwards, 5}, reverse=True) if count < own.num_steps]
-    out += [Setting(f"DDIM, {count} steps", "ddim", as_short_ddim(policy, count), count) for count in counts]
+    for count in counts:
+        spread, leading = as_short_ddim(policy, count), policy.with_steps(count, mode=SamplingMode.eta0)
+        out.append(Setting(f"DDIM, {count} steps", "ddim", spread, count))
+        # Neither is the better one everywhere: RTI has to beat both.
+        if leading.sampler.levels != spread.sampler.levels:
+            out.append(Setting(f"DDIM, {count} steps, leading levels", "ddim", leading, count))
     starts = [level for level in levels if level < own.levels[0]]
     if not starts:
         raise ConfigError(

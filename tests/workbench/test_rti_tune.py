@@ -74,6 +74,14 @@ def test_the_rule_wants_the_interval_above_the_margin_and_few_forwards() -> None
     assert rti.choose(rows[:4]) is None
 
 
+def test_the_verdict_is_beside_the_better_of_two_ddims() -> None:
+    rows = [row("two", "rti", 2, 91, -0.01), row("spread", "ddim", 2, 15, -0.6), row("leading", "ddim", 2, 43, -0.5)]
+    rows += [row("five", "ddim", 5, 90, 0.0)]
+    assert rti._verdict(rows, "two").endswith(
+        f"{rows[0]['success once']}; the best DDIM with as many forwards: {rows[2]['success once']}."
+    )
+
+
 def test_a_study_writes_what_it_measured_and_the_verdict_is_told(
     checkpoints: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -86,8 +94,8 @@ def test_a_study_writes_what_it_measured_and_the_verdict_is_told(
     document = json.loads(output.read_text())
     rows = {entry["setting"]: entry for entry in document["rows"]}
     assert list(rows) == [
-        "own sampler", "DDIM, 5 steps", "DDIM, 2 steps", "DDIM, 1 steps", "RTI, level 21, 1 steps", "RTI, level 21, 2 steps",
-        "one-step head",
+        "own sampler", "DDIM, 5 steps", "DDIM, 5 steps, leading levels", "DDIM, 2 steps", "DDIM, 2 steps, leading levels",
+        "DDIM, 1 steps", "DDIM, 1 steps, leading levels", "RTI, level 21, 1 steps", "RTI, level 21, 2 steps", "one-step head",
     ]  # fmt: skip
     # 4 episodes of 10 decisions: 1 in full (10 forwards), the others warm; jumps alone may add full ones.
     assert rows["own sampler"]["forwards"] == 10
