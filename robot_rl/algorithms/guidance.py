@@ -123,10 +123,15 @@ class GuidanceConfig:
 
 def weight_at(config: GuidanceConfig, env_steps: int) -> float:
     """Weight of the teacher term: weight (1 + cos(pi t / T)) / 2 before T = anneal_steps, exactly 0 from T on (RPD's code)."""
+    return config.weight * _share_at(config, env_steps)
+
+
+def _share_at(config: GuidanceConfig, env_steps: int) -> float:
+    """How much of the weight is left: a half cosine from 1 to exactly 0, or 1 where nothing is annealed."""
     if config.anneal_steps == 0:
-        return config.weight
-    share = min(env_steps / config.anneal_steps, 1.0)
-    return 0.0 if share == 1.0 else config.weight * 0.5 * (1 + math.cos(math.pi * share))
+        return 1.0
+    gone = min(env_steps / config.anneal_steps, 1.0)
+    return 0.0 if gone == 1.0 else 0.5 * (1 + math.cos(math.pi * gone))
 
 
 def lowered(start: float, end: float | None, *, share: float) -> float:
@@ -161,14 +166,15 @@ def pace_at(
 ) -> Pace:
     """Weight, learning rate and KL limit of an update.
 
+    Rate and limit follow the schedule at a weight of 0 too: so `none` with the schedule of `annealed` is its control.
+
     Args:
         config: of the term.
         env_steps: at its start.
         learning_rate, kl_stop: of the student, at the full weight.
         final_kl_stop: of the student, when the weight is 0; None: it stays.
     """
-    weight = weight_at(config, env_steps)
-    share = weight / config.weight if config.weight else 1.0
+    weight, share = weight_at(config, env_steps), _share_at(config, env_steps)
     rate = lowered(learning_rate, config.final_learning_rate, share=share)
     return Pace(weight, rate, lowered(kl_stop, final_kl_stop, share=share))
 

@@ -18,6 +18,7 @@ from robot_rl.algorithms.guidance import (
     guidance_loss,
     helps,
     lowered,
+    pace_at,
     teacher_gain,
     weight_at,
 )
@@ -238,6 +239,17 @@ def test_weight_reaches_exactly_zero() -> None:
     assert lowered(1e-3, 1e-4, share=0.5) == pytest.approx(5.5e-4)
     assert lowered(1e-3, None, share=0.0) == 1e-3
     assert [lowered(1e-5, 1e-4, share=share) for share in (1.0, 0.5, 0.0)] == [1e-5] * 3  # lower already
+
+
+def test_without_a_teacher_the_same_schedule_lowers_the_student_alike() -> None:
+    """The control of `annealed`: all that is different is the teacher."""
+    schedule = {"anneal_steps": 100, "final_learning_rate": 1e-4, "final_kl_stop": 0.03}
+    taught, alone = (GuidanceConfig(weight=weight, **schedule) for weight in (1.0, 0.0))
+    for step, rate, limit in ((0, 1e-3, 0.1), (50, 5.5e-4, 0.065), (100, 1e-4, 0.03), (500, 1e-4, 0.03)):
+        paces = [pace_at(one, step, learning_rate=1e-3, kl_stop=0.1, final_kl_stop=0.03) for one in (taught, alone)]
+        for pace in paces:
+            assert (pace.learning_rate, pace.kl_stop) == pytest.approx((rate, limit))
+        assert paces[1].weight == 0.0
 
 
 @pytest.mark.parametrize(
