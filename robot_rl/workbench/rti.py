@@ -1,11 +1,12 @@
 """Does RTI hold on this policy, and where? `robot-rl rti tune RUN --env pick_cube [env.key=value ...]`.
 
 Plays the policy on the same seeds with its own sampler (the reference), with DDIM at fewer forwards, with RTI at several
-levels and forwards (with and without the handling of two-valued elements), and with one-step heads (`--one-step RUN`).
+levels and forwards (with and without the handling of two-valued elements, and from a start without noise), and with
+one-step heads (`--one-step RUN`).
 For each: success and its paired difference to the reference (Tango, 95 %), forwards and milliseconds a decision and an
 executed action, distance of its chunks to those of the reference at the same observations and noise, smoothness, flips of
 the gripper, and how much of an error of the start is left (contraction). The rule is fixed before anything is played: of
-the RTI settings, gripper handled or not, with at most 3 forwards whose difference is above -5 points at 95 %, the one with
+the RTI settings, whatever their start, with at most 3 forwards whose difference is above -5 points at 95 %, the one with
 the most successes, and of equals the one with the fewest forwards. Where there is none, RUN/rti.json says so, and
 `evaluate rti.level=...` warns.
 """
@@ -43,6 +44,7 @@ LOOKS = {
     "ddim": ("o", "tab:blue", "other numbers of steps"),
     "rti": ("^", "tab:orange", "RTI"),
     "plain": ("v", "tab:red", "RTI, gripper not handled"),
+    "clean": ("<", "tab:purple", "RTI, clean start"),
     "one": ("D", "tab:green", "one-step head"),
 }
 
@@ -120,7 +122,7 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The setting that the rule at the top of this module picks; None where RTI does not hold."""
     held = [
         row for row in rows
-        if row["kind"] in ("rti", "plain") and row["warm forwards"] <= MOST_FORWARDS and row["low"] > -MARGIN
+        if row["kind"] in ("rti", "plain", "clean") and row["warm forwards"] <= MOST_FORWARDS and row["low"] > -MARGIN
     ]  # fmt: skip
     best = max(held, key=lambda row: (row["k"], -row["warm forwards"]), default=None)
     return None if best is None else str(best["setting"])

@@ -67,8 +67,10 @@ def test_the_rule_wants_the_interval_above_the_margin_and_few_forwards() -> None
         row("three", "rti", 3, 91, -0.02),
         row("two", "rti", 2, 91, -0.049),
         row("plain", "plain", 2, 92, -0.03),
+        row("clean", "clean", 2, 93, -0.04),
     ]
-    assert rti.choose(rows) == "plain"
+    assert rti.choose(rows) == "clean"
+    assert rti.choose(rows[:7]) == "plain"
     assert rti.choose(rows[:6]) == "two"
     assert rti.choose(rows[:5]) == "three"
     assert rti.choose(rows[:4]) is None
@@ -95,7 +97,8 @@ def test_a_study_writes_what_it_measured_and_the_verdict_is_told(
     rows = {entry["setting"]: entry for entry in document["rows"]}
     assert list(rows) == [
         "own sampler", "DDIM, 5 steps", "DDIM, 5 steps, leading levels", "DDIM, 2 steps", "DDIM, 2 steps, leading levels",
-        "DDIM, 1 steps", "DDIM, 1 steps, leading levels", "RTI, level 21, 1 steps", "RTI, level 21, 2 steps", "one-step head",
+        "DDIM, 1 steps", "DDIM, 1 steps, leading levels", "RTI, level 21, 1 steps", "RTI, level 21, 1 steps, clean start",
+        "RTI, level 21, 2 steps", "RTI, level 21, 2 steps, clean start", "one-step head",
     ]  # fmt: skip
     # 4 episodes of 10 decisions: 1 in full (10 forwards), the others warm; jumps alone may add full ones.
     assert rows["own sampler"]["forwards"] == 10
