@@ -43,6 +43,7 @@ from robot_rl.runs.measures import pushed_share, throughput
 from robot_rl.runs.metrics import MetricsWriter
 from robot_rl.runs.progress import Progress, interruptible
 from robot_rl.specs import EnvSpec
+from robot_rl.stages.sampling import refuse_of_a_file, sampled
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class EvaluateConfig:
         first_seed: held-out seeds start here by default; demonstrations start at 0, training roll-outs at 50000.
         num_envs: environments stepped side by side; does not change the result.
         mode: sampling mode of a diffusion policy (eta0, eta1, mean), or null for the policy's own.
+        denoising_steps: of a diffusion policy, spread evenly over the range of its own levels (docs/rti.md); null: its own.
         rti: start each decision of a diffusion policy from its last chunk (algorithms/warm_start.py; level, steps, start,
             discrete_at, discrete_scale, max_jump); null: full denoising, or what an rti.onnx of `export` brings.
         execution: play as a robot does, whose policy answers late (docs/chunks.md): sync, naive, async, ensemble or rtc; null:
@@ -94,6 +96,7 @@ class EvaluateConfig:
     first_seed: int = 100_000
     num_envs: int = 8
     mode: SamplingMode | None = None
+    denoising_steps: int | None = None
     rti: WarmStart | None = None
     execution: Execution | None = None
     latency_ms: float | None = 0.0
@@ -219,18 +222,14 @@ def load_any_policy(config: EvaluateConfig) -> Any:
     options = RuntimeOptions(config.runtime, config.precision, config.provider, config.allow_cpu, config.threads)
     require_read(config.policy, kind, options)
     if is_served:
-        if config.mode is not None or config.critic or config.rti is not None:
+        if config.critic or any(word is not None for word in (config.mode, config.denoising_steps, config.rti)):
             raise PolicyError(
-                config.policy, expected="no mode, rti or critic for a policy that a server computes", got="one of them",
-                hint="Give `robot-rl serve` the mode.",
+                config.policy, expected="no mode, denoising_steps, rti or critic for a policy that a server computes",
+                got="one of them", hint="Give `robot-rl serve` mode and denoising_steps.",
             )  # fmt: skip
         return open_client({"uri": config.policy})
-    if exported is not None and config.mode is not None:
-        raise PolicyError(
-            config.policy, expected="no mode for an .onnx file, which was exported in one", got=f"mode={config.mode.value}",
-            hint="Leave `mode` out, or give the run that was exported.",
-        )  # fmt: skip
     if exported is not None:
+        refuse_of_a_file(mode=config.mode, denoising_steps=config.denoising_steps, where=config.policy)
         # At least 16, so that one engine serves most numbers of envs.
         max_batch = max(EngineOptions().max_batch, config.num_envs)
         return open_policy(
@@ -244,8 +243,7 @@ def load_any_policy(config: EvaluateConfig) -> Any:
     torch.set_num_threads(config.threads)
     policy, _spec, _checkpoint = load_policy(Path(config.policy))
     policy.eval()
-    if config.mode is not None:
-        policy = _with_mode(policy, config)
+    policy = sampled(policy, mode=config.mode, denoising_steps=config.denoising_steps, where=config.policy)
     if not config.critic:
         return policy
     from robot_rl.fitting.best_of import BestOfPolicy, load_critic
@@ -277,7 +275,9 @@ def _check_execution(config: EvaluateConfig) -> None:
             "engine=ray", expected="no rti and no execution", got="one of them",
             hint="What they count isn't gathered from several processes: use engine=local.",
         )  # fmt: skip
-    unread = [name for name in ("mode", "noise_rule", "noise_seed") if getattr(config, name) is not None]
+    unread = [
+        name for name in ("mode", "denoising_steps", "noise_rule", "noise_seed") if getattr(config, name) is not None
+    ]
     if unread and not config.policy:
         raise ConfigError(
             unread[0], expected="a policy with it", got="an expert", hint="Leave it out, or name the policy: policy=<run>.",
@@ -286,16 +286,6 @@ def _check_execution(config: EvaluateConfig) -> None:
         raise ConfigError(
             f"execution={config.execution.value}", expected="a policy", got="an expert", hint="An expert is never late."
         )
-
-
-def _with_mode(policy: Any, config: EvaluateConfig) -> Any:
-    assert config.mode is not None
-    if not hasattr(policy, "with_mode"):
-        raise PolicyError(
-            config.policy, expected=f"a diffusion policy for mode={config.mode.value}", got=type(policy).__name__,
-            hint="Leave `mode` out for a one-step policy.",
-        )  # fmt: skip
-    return policy.with_mode(config.mode)
 
 
 def check_policy_spec(policy: Any, given: EnvSpec, *, where: str) -> None:

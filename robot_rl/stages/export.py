@@ -49,6 +49,7 @@ from robot_rl.runs.rti_verdict import as_measured
 from robot_rl.stages.export_graph import example_inputs, write_graph
 from robot_rl.stages.export_int8 import Int8Options, Quantize, add_int8, as_metrics
 from robot_rl.stages.export_rti import RtiOptions, require_warm, write_rti
+from robot_rl.stages.sampling import sampled
 from robot_rl.types import Observation
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class ExportConfig:
         policy: run or checkpoint directory.
         dataset: EpisodeStore with the recorded observations of the parity test.
         mode: sampling mode of a diffusion policy, or null for its own (eta1 needs K+1 draws of noise as input).
+        denoising_steps: of a diffusion policy, as in `evaluate`; null: its own.
         rti: write rti.onnx too, which starts each decision from the last chunk (docs/rti.md; level, steps, start, discrete_at,
             discrete_scale, max_jump, as in `evaluate`); null: not.
         noise_rule: fixed or seeded: how evaluate and the control loop draw the noise input.
@@ -85,6 +87,7 @@ class ExportConfig:
     policy: str = ""
     dataset: str = "datasets/demonstrations.zarr"
     mode: SamplingMode | None = None
+    denoising_steps: int | None = None
     rti: WarmStart | None = None
     noise_rule: NoiseRule = NoiseRule.seeded
     noise_seed: int = 0
@@ -116,8 +119,7 @@ def run(config: ExportConfig, run: RunDirectory) -> dict[str, Any]:
         )
     policy, spec, saved = load_policy(Path(config.policy))
     policy.eval().requires_grad_(False)
-    if config.mode is not None:
-        policy = policy.with_mode(config.mode)
+    policy = sampled(policy, mode=config.mode, denoising_steps=config.denoising_steps, where=config.policy)
     start = None if config.rti is None else as_measured(config.policy, config.rti)
     warm = None if start is None else require_warm(policy, start, where=config.policy)
     with EpisodeStore.open(config.dataset, mode="r") as store:

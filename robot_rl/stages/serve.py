@@ -43,6 +43,7 @@ class ServeConfig:
         observation: our observation key -> the clients' keys, joined in this order, e.g.
             observation.proprio=[observation/joint_position,observation/gripper_position]. Left out: our own name.
         mode: sampling mode of a diffusion policy (eta0, eta1, mean), or null for the policy's own.
+        denoising_steps: of a diffusion policy, as in `evaluate`; null: its own.
         noise_rule: fixed or seeded, or null for the policy's own.
         noise_seed: of the noise, or null for the policy's own.
         runtime, provider, allow_cpu, engine_cache, precision, threads: as in `evaluate`.
@@ -61,6 +62,7 @@ class ServeConfig:
     key_env: str = "ROBOT_RL_SERVE_KEY"
     observation: dict[str, Any] = field(default_factory=dict)
     mode: SamplingMode | None = None
+    denoising_steps: int | None = None
     noise_rule: NoiseRule | None = None
     noise_seed: int | None = None
     runtime: Runtime = Runtime.onnx
@@ -95,8 +97,8 @@ def run(config: ServeConfig, run: RunDirectory) -> dict[str, Any]:
         )  # fmt: skip
     policy = load_any_policy(
         EvaluateConfig(
-            policy=config.policy, mode=config.mode, runtime=config.runtime, provider=config.provider,
-            allow_cpu=config.allow_cpu, engine_cache=config.engine_cache, precision=config.precision,
+            policy=config.policy, mode=config.mode, denoising_steps=config.denoising_steps, runtime=config.runtime,
+            provider=config.provider, allow_cpu=config.allow_cpu, engine_cache=config.engine_cache, precision=config.precision,
             threads=config.threads, num_envs=1,
         )
     )  # fmt: skip

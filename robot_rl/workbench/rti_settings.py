@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robot_rl.algorithms.diffusion import FinalAlpha, SamplingMode, linspace_levels
+from robot_rl.algorithms.diffusion import FinalAlpha, SamplingMode
 from robot_rl.algorithms.warm_start import StartKind, WarmStart
 from robot_rl.contracts import check_is_diffusion
 from robot_rl.errors import ConfigError, PolicyError
@@ -115,17 +115,12 @@ def _warm(policy: Any, warm: WarmStart) -> list[Setting]:
 
 
 def as_short_ddim(policy: Any, steps: int) -> Any:
-    """A policy's weights under DDIM with few steps, evenly spread from the first level of its own sampler to the last.
+    """A policy's weights under DDIM with few steps, spread as `denoising_steps` of `evaluate` and `export` does.
 
-    `with_steps` takes every so-manieth level from 1 up, as diffusers does by default: of 100 levels 51 and 1, or level 1
-    alone. A chain that starts there with unit noise is no sample of that level, which would make a baseline that fails.
-    So would level 99, where a network that predicts noise says next to nothing of the action (StackCube: 0 of 500).
+    `with_steps`, diffusers' leading levels, starts a chain where unit noise is no sample, and the noisiest level of all made a
+    baseline that fails (StackCube: 0 of 500).
     """
-    other = policy.with_mode(SamplingMode.eta0)
-    own, first, last = other.sampler, policy.sampler.levels[0], policy.sampler.levels[-1]
-    levels = tuple(last + level for level in linspace_levels(first - last + 1, steps))
-    other.sampler = replace(own, levels=levels, mode=SamplingMode.eta0)
-    return other
+    return policy.with_mode(SamplingMode.eta0).with_few_steps(steps)
 
 
 def as_ddpm(policy: Any) -> Any:

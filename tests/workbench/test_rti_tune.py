@@ -76,12 +76,12 @@ def test_the_rule_wants_the_interval_above_the_margin_and_few_forwards() -> None
     assert rti.choose(rows[:4]) is None
 
 
-def test_the_verdict_is_beside_the_better_of_two_ddims() -> None:
+def test_the_verdict_is_beside_the_best_ddim_with_few_forwards() -> None:
     rows = [row("two", "rti", 2, 91, -0.01), row("spread", "ddim", 2, 15, -0.6), row("leading", "ddim", 2, 43, -0.5)]
-    rows += [row("five", "ddim", 5, 90, 0.0)]
-    assert rti._verdict(rows, "two").endswith(
-        f"{rows[0]['success once']}; the best DDIM with as many forwards: {rows[2]['success once']}."
-    )
+    rows += [row("five", "ddim", 5, 99, 0.0)]
+    assert rti._verdict(rows, "two").endswith("91/100; the best DDIM with as few: 43/100 (leading).")
+    assert rti._verdict([*rows, row("three", "ddim", 3, 95, 0.0)], "two").endswith("95/100 (three).")
+    assert rti._verdict(rows[:1], "two").endswith("91/100.")
 
 
 def test_a_study_writes_what_it_measured_and_the_verdict_is_told(
