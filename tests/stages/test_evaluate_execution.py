@@ -110,7 +110,7 @@ def test_a_server_computes_the_same_evaluation(config: EvaluateConfig) -> None:
     late = {"execution": Execution.asynchronous, "latency_ms": 200.0, "num_envs": 2}
     here, there = evaluate(config, **late), evaluate(config, policy=uri, **late)
     assert {key: there[key] for key in MEASURES} == {key: here[key] for key in MEASURES}
-    with pytest.raises(PolicyError, match="no mode, rti or critic"):
+    with pytest.raises(PolicyError, match="no mode, denoising_steps, rti or critic"):
         evaluate(config, policy=uri, mode=SamplingMode.mean)
     server.close()
     assert server.metrics.to_json()["errors"] == {}
