@@ -26,7 +26,7 @@ from robot_rl.algorithms.diffusion import (
     prediction_target,
     squared_cosine_alpha_bar,
 )
-from robot_rl.algorithms.few_steps import few_steps, sampling_text
+from robot_rl.algorithms.few_steps import sampling_text
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.arrays import Array, Float32, Int64
 from robot_rl.data.normalizer import Normalizer
@@ -236,16 +236,6 @@ class DiffusionPolicy(ChainPolicy):
         other = copy.copy(self)
         other.config = replace(self.config, num_steps=num_steps, mode=self.config.mode if mode is None else mode)
         other.sampler = other.config.sampler
-        return other
-
-    def with_few_steps(self, num_steps: int) -> DiffusionPolicy:
-        """The same weights (shared, not copied) and mode with few denoising steps; see algorithms.few_steps.
-
-        Raises:
-            PolicyError: no step, or more steps than levels.
-        """
-        other = copy.copy(self)
-        other.sampler = few_steps(self.sampler, num_steps)
         return other
 
     def loss(

@@ -27,7 +27,7 @@ from robot_rl.algorithms.diffusion import (
     leading_levels,
     squared_cosine_alpha_bar,
 )
-from robot_rl.algorithms.few_steps import few_steps, sampling_text
+from robot_rl.algorithms.few_steps import sampling_text
 from robot_rl.algorithms.warm_start import WarmStart
 from robot_rl.arrays import Array, Float32, Int64
 from robot_rl.errors import PolicyError, closest
@@ -208,16 +208,6 @@ class LeRobotDiffusionPolicy(ChainPolicy):
             PolicyError: more steps than levels, or none.
         """
         return self._sampled(num_steps=num_steps, mode=self.config.mode if mode is None else mode)
-
-    def with_few_steps(self, num_steps: int) -> LeRobotDiffusionPolicy:
-        """The same weights (shared) and mode with few denoising steps; see algorithms.few_steps.
-
-        Raises:
-            PolicyError: no step, or more steps than levels.
-        """
-        other = copy.copy(self)
-        other.sampler = few_steps(self.sampler, num_steps)
-        return other
 
     def _sampled(self, **changes: Any) -> LeRobotDiffusionPolicy:
         # A shallow copy of a module shares the tables of its parameters and submodules.

@@ -317,17 +317,16 @@ def asked_too_much(limits: JointLimits, target: Float64[Array, " J"], before: Mo
     """Which limits a jump to the target would break, from what the joints do now."""
     here = (before.position.tolist(), before.velocity.tolist(), before.acceleration.tolist())
     most = (limits.low, limits.high, limits.velocity, limits.acceleration, limits.jerk)
-    is_beyond = [False] * len(_ASKED)
+    is_beyond = list[tuple[bool, ...]]()
     # Plain numbers: for a few joints numpy's calls take ten times as long.
     for place, position, speed, gain, low, high, *rates in zip(target.tolist(), *here, *most, strict=True):
         clipped = min(max(place, low), high)
         velocity = (clipped - position) / period_s
         acceleration = (velocity - speed) / period_s
-        jerk = (acceleration - gain) / period_s
-        asked = (velocity, acceleration, jerk)
-        new = (clipped != place, *(abs(rate) > limit for rate, limit in zip(asked, rates, strict=True)))
-        is_beyond = [old or now for old, now in zip(is_beyond, new, strict=True)]
-    return Reason(sum(reason for reason, is_set in zip(_ASKED, is_beyond, strict=True) if is_set))
+        asked = (velocity, acceleration, (acceleration - gain) / period_s)
+        is_beyond.append((clipped != place, *(abs(one) > rate for one, rate in zip(asked, rates, strict=True))))
+    joints = zip(_ASKED, zip(*is_beyond, strict=True), strict=True)
+    return Reason(sum(reason for reason, is_joint_beyond in joints if any(is_joint_beyond)))
 
 
 def check_ceilings(

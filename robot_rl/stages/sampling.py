@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from robot_rl.algorithms.diffusion import SamplingMode
+from robot_rl.algorithms.few_steps import few_steps
 from robot_rl.errors import PolicyError
 
 
@@ -20,20 +22,29 @@ def sampled(policy: Any, *, mode: SamplingMode | None, denoising_steps: int | No
         PolicyError: one is given and the policy has none, or more steps than levels.
     """
     if mode is not None:
-        if not hasattr(policy, "with_mode"):
-            raise PolicyError(
-                where, expected=f"a diffusion policy for mode={mode.value}", got=type(policy).__name__,
-                hint="Leave `mode` out for a one-step policy.",
-            )  # fmt: skip
+        _require(policy, "with_mode", f"mode={mode.value}", where=where, hint="Leave `mode` out for a one-step policy.")
         policy = policy.with_mode(mode)
     if denoising_steps is not None:
-        if not hasattr(policy, "with_few_steps"):
-            raise PolicyError(
-                where, expected=f"a diffusion policy for denoising_steps={denoising_steps}", got=type(policy).__name__,
-                hint="Leave `denoising_steps` out: a head has the steps that it was distilled for.",
-            )  # fmt: skip
-        policy = policy.with_few_steps(denoising_steps)
+        hint = "Leave `denoising_steps` out: a head has the steps that it was distilled for."
+        _require(policy, "with_steps", f"denoising_steps={denoising_steps}", where=where, hint=hint)
+        policy = with_few_steps(policy, denoising_steps)
     return policy
+
+
+def with_few_steps(policy: Any, num_steps: int) -> Any:
+    """The weights (shared, not copied) and mode of a diffusion policy with few denoising steps; see few_steps.
+
+    Raises:
+        PolicyError: no step, or more steps than levels.
+    """
+    other = copy.copy(policy)  # of a module: it shares the tables of parameters and submodules
+    other.sampler = few_steps(policy.sampler, num_steps)
+    return other
+
+
+def _require(policy: Any, method: str, word: str, *, where: str, hint: str) -> None:
+    if not hasattr(policy, method):
+        raise PolicyError(where, expected=f"a diffusion policy for {word}", got=type(policy).__name__, hint=hint)
 
 
 def refuse_of_a_file(*, mode: SamplingMode | None, denoising_steps: int | None, where: str) -> None:

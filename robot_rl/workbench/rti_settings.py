@@ -12,6 +12,7 @@ from robot_rl.algorithms.warm_start import StartKind, WarmStart
 from robot_rl.contracts import check_is_diffusion
 from robot_rl.errors import ConfigError, PolicyError
 from robot_rl.runs.checkpoint import load_policy
+from robot_rl.stages.sampling import with_few_steps
 
 REFERENCE = "own sampler"
 
@@ -120,7 +121,7 @@ def as_short_ddim(policy: Any, steps: int) -> Any:
     `with_steps`, diffusers' leading levels, starts a chain where unit noise is no sample, and the noisiest level of all made a
     baseline that fails (StackCube: 0 of 500).
     """
-    return policy.with_mode(SamplingMode.eta0).with_few_steps(steps)
+    return with_few_steps(policy.with_mode(SamplingMode.eta0), steps)
 
 
 def as_ddpm(policy: Any) -> Any:
